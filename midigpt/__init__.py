@@ -1,0 +1,1 @@
+"""midigpt: train a music GPT on a folder of MIDI files and compose with it."""

@@ -1,0 +1,61 @@
+"""What every command needs of files and of the person at the terminal."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import tyro
+
+Args = TypeVar("Args")
+
+
+class UserError(Exception):
+    """A sentence for the person at the terminal: what is wrong, where, and what to do."""
+
+
+def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, UserError):
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+    elif issubclass(kind, KeyboardInterrupt):
+        print("\nInterrupted. What was finished is kept; the same command goes on from there.", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def parse_arguments(kind: type[Args], description: str | None) -> Args:
+    """The command line as a frozen dataclass; from here on a UserError is printed as its sentence alone."""
+    sys.excepthook = _say
+    return tyro.cli(kind, description=description)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its name when the block ends well, and goes when it fails.
+
+    So nobody ever sees half a file under its final name.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

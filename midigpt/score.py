@@ -1,0 +1,75 @@
+"""Score: the one in-memory form of music, arrays of notes that every stage passes on."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+
+
+def _no_pedal() -> IntArray:
+    return np.empty((0, 2), np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Track:
+    """One part: note i sounds from onset[i] for duration[i] ticks.
+
+    All note arrays have shape (N,) and are ordered by onset, then pitch.
+    """
+
+    program: int  # General MIDI program, 0..127
+    is_drum: bool
+    onset: IntArray  # (N,) ticks since the beginning of the piece
+    duration: IntArray  # (N,) ticks
+    pitch: IntArray  # (N,) MIDI note number, 0..127
+    velocity: IntArray  # (N,) 1..127
+    pedal: IntArray = field(default_factory=_no_pedal)  # (P, 2) ticks: sustain pedal down, up
+    name: str = ""
+
+    def __len__(self) -> int:
+        return len(self.onset)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Track)
+            and (self.program, self.is_drum, self.name) == (other.program, other.is_drum, other.name)
+            and all(
+                np.array_equal(getattr(self, column), getattr(other, column))
+                for column in ("onset", "duration", "pitch", "velocity", "pedal")
+            )
+        )
+
+    @property
+    def end(self) -> int:
+        """The tick at which the last note ends; 0 without notes."""
+        return int((self.onset + self.duration).max(initial=0))
+
+
+@dataclass(frozen=True)
+class Score:
+    """A piece: its tracks on one clock of `ticks_per_beat` ticks to the quarter note."""
+
+    ticks_per_beat: int
+    tracks: tuple[Track, ...]
+    tempo_bpm: float = 120.0  # quarter notes a minute, of the first tempo; 120 is MIDI's default
+    meter: tuple[int, int] = (4, 4)  # of the first time signature; 4/4 is MIDI's default
+
+    @property
+    def notes(self) -> int:
+        return sum(len(track) for track in self.tracks)
+
+    @property
+    def end(self) -> int:
+        """The tick at which the last note of any track ends."""
+        return max((track.end for track in self.tracks), default=0)
+
+
+def track_from_notes(
+    notes: list[tuple[int, int, int, int]], program: int = 0, is_drum: bool = False, name: str = ""
+) -> Track:
+    """A track of (onset, duration, pitch, velocity) rows in any order; times in ticks."""
+    table = np.array(sorted(notes, key=lambda note: (note[0], note[2])), np.int64).reshape(-1, 4)
+    onset, duration, pitch, velocity = table.T
+    return Track(program, is_drum, onset, duration, pitch, velocity, name=name)
