@@ -1,0 +1,96 @@
+"""Worker processes that survive one another: a crash in a C library costs the task at hand, no other."""
+
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Generic, TypeVar
+
+from midigpt.files import UserError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+AHEAD = 8  # tasks a worker holds, so that it never waits for the next one
+
+
+@dataclass(frozen=True)
+class Died:
+    """In place of a result: the worker process ended while it was at the task."""
+
+    exit_code: int | None  # negative: the number of the signal that killed it
+
+    def __str__(self) -> str:
+        if self.exit_code is not None and self.exit_code < 0:
+            return f"signal {-self.exit_code}"
+        return f"exit code {self.exit_code}"
+
+
+@dataclass
+class _Worker(Generic[Task]):
+    process: SpawnProcess
+    connection: Connection
+    tasks: deque[Task] = field(default_factory=deque)  # sent, not yet answered; answers keep their order
+
+
+def run(
+    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
+) -> Iterator[tuple[Task, Result | Died]]:
+    """Call `function` (importable by name) on every task in `workers` processes; results as they come.
+
+    A task during which its worker dies gives Died, and a new worker takes the others on. A UserError raised
+    by `function` is raised here and ends the run. Closing the iterator, also by Ctrl-C, ends the workers.
+    """
+    waiting = deque(tasks)
+    context = multiprocessing.get_context("spawn")
+    crew: list[_Worker[Task]] = []
+    try:
+        crew = [_start(context, function) for _ in range(min(workers, len(waiting)))]
+        while any(worker.tasks for worker in crew) or waiting:
+            for worker in crew:
+                while waiting and len(worker.tasks) < AHEAD:
+                    with suppress(BrokenPipeError):  # it died; noticed below
+                        worker.connection.send(waiting[0])
+                    worker.tasks.append(waiting.popleft())
+            for ready in wait([worker.connection for worker in crew if worker.tasks]):
+                worker = next(worker for worker in crew if worker.connection is ready)
+                try:
+                    result = worker.connection.recv()
+                except (EOFError, ConnectionResetError):
+                    worker.process.join()
+                    yield worker.tasks.popleft(), Died(worker.process.exitcode)
+                    waiting.extendleft(reversed(worker.tasks))
+                    crew[crew.index(worker)] = _start(context, function)
+                    continue
+                if isinstance(result, UserError):
+                    raise result
+                yield worker.tasks.popleft(), result
+    finally:
+        for worker in crew:
+            worker.process.kill()
+        for worker in crew:
+            worker.process.join()
+            worker.connection.close()
+
+
+def _start(context: multiprocessing.context.SpawnContext, function: Callable[[Task], Result]) -> _Worker[Task]:
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(function, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _serve(function: Callable[[Task], Result], connection: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    with suppress(EOFError, ConnectionError):  # the parent is gone
+        while True:
+            task = connection.recv()
+            try:
+                connection.send(function(task))
+            except UserError as error:
+                connection.send(error)
