@@ -1,0 +1,149 @@
+"""Checkpoints: a folder that transformers opens, and beside the weights what a run needs to go on.
+
+    model.safetensors, config.json    the weights and the shape, as transformers' Qwen3ForCausalLM has them
+    tokenizer.json, tokenizer_config.json
+    run.json, optimizer.safetensors   step, best loss, language; the optimizer's state (in latest/ only)
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from midigpt.files import UserError, read_json, write_json
+from midigpt.language import LANGUAGE
+from midigpt.model import NORM_EPS, GPT, ModelConfig
+from midigpt.tokenizer import START, START_ID
+
+
+def save_checkpoint(
+    folder: Path, model: GPT, tokenizer_json: Path, run: dict[str, Any], state: dict[str, Tensor] | None = None
+) -> None:
+    """Write a checkpoint into a temporary folder, then give it its name; what had the name before goes last."""
+    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    # Plain names also for a compiled model; contiguous copies, as the file format wants them.
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
+    save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+    write_json(temporary / "config.json", _hugging_face_config(model.config))
+    shutil.copyfile(tokenizer_json, temporary / "tokenizer.json")
+    write_json(
+        temporary / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": START,
+            "eos_token": START,
+            "model_max_length": model.config.block_size,
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+    write_json(temporary / "run.json", {"language": LANGUAGE, **run})
+    if state is not None:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, temporary / "optimizer.safetensors")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The folder, or what had its name if a kill came between the two renamings of saving."""
+    old = folder.with_name(f".{folder.name}.old")
+    return next((path for path in (folder, old) if (path / "model.safetensors").exists()), None)
+
+
+def load_checkpoint(folder: Path, device: str = "cpu") -> tuple[GPT, Tokenizer, dict[str, Any]]:
+    """Model (in evaluation mode), tokenizer and run.json. Raises UserError where the folder is no checkpoint of ours."""
+    needed = ("model.safetensors", "config.json", "tokenizer.json", "run.json")
+    missing = [name for name in needed if not (folder / name).exists()]
+    if missing:
+        raise UserError(f"{folder} is not a checkpoint of midigpt: {', '.join(missing)} missing")
+    run = read_json(folder / "run.json")
+    if run["language"] != LANGUAGE:
+        raise UserError(f"{folder} speaks another language ({run['language']}) than this version ({LANGUAGE})")
+    config = _model_config(folder, read_json(folder / "config.json"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if tokenizer.get_vocab_size() != config.vocab_size:
+        raise UserError(
+            f"{folder}: the model has {config.vocab_size} tokens, the tokenizer {tokenizer.get_vocab_size()};"
+            " they don't belong together"
+        )
+    model = GPT(config)
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder / 'model.safetensors'} doesn't fit config.json: {str(error).splitlines()[-1]}") from None
+    return model.to(device).eval(), tokenizer, run
+
+
+def _hugging_face_config(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.block_size,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_head,
+        "head_dim": config.head_dim,
+        "hidden_size": config.n_embd,
+        "intermediate_size": config.n_hidden,
+        "hidden_act": "silu",
+        "rms_norm_eps": NORM_EPS,
+        "rope_theta": config.rope_theta,
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+        "bos_token_id": START_ID,
+        "eos_token_id": START_ID,
+        "torch_dtype": "float32",
+    }
+
+
+def _model_config(folder: Path, config: dict[str, Any]) -> ModelConfig:
+    try:
+        return ModelConfig(
+            vocab_size=config["vocab_size"],
+            block_size=config["max_position_embeddings"],
+            n_layer=config["num_hidden_layers"],
+            n_head=config["num_attention_heads"],
+            n_embd=config["hidden_size"],
+            n_hidden=config["intermediate_size"],
+            rope_theta=config["rope_theta"],
+        )
+    except KeyError as error:
+        raise UserError(f"{folder / 'config.json'} lacks {error}; it is not a config of midigpt") from None
+
+
+def pick_device() -> str:
+    """cuda, mps or cpu: the fastest there is."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An AdamW optimizer's state by parameter name, and the random state, as plain tensors."""
+    names = {weight: name for name, weight in model.named_parameters()}
+    tensors = {
+        f"{kind}.{names[weight]}": tensor for weight, state in optimizer.state.items() for kind, tensor in state.items()
+    }
+    return {**tensors, "random_state": torch.get_rng_state()}
+
+
+def restore_optimizer(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
+    """Undo optimizer_tensors from a checkpoint's file; nothing is unpickled."""
+    tensors = load_file(folder / "optimizer.safetensors")
+    torch.set_rng_state(tensors.pop("random_state"))
+    weights = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        kind, _, parameter = name.partition(".")
+        weight = weights[parameter]
+        optimizer.state[weight][kind] = tensor if kind == "step" else tensor.to(weight.device)

@@ -1,0 +1,129 @@
+"""Documents <-> tokens: byte-pair encoding in which no token crosses an event, and the split by song."""
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from midigpt.files import UserError, read_json, replacing, write_json
+from midigpt.index import Song, songs
+from midigpt.language import ALPHABET, LANGUAGE
+
+START = "<|start|>"  # the one special token: a document begins, and so the one before it has ended
+START_ID = 0
+MAX_VOCAB_SIZE = 1 << 16  # train.bin holds two bytes a token
+SAMPLE_LINES = 5_000_000  # BPE learns from at most about this many lines
+
+# A line is one piece; so is each field of the header (with the space before it), its "#" and its newline.
+_PIECES = r" [^ \n]*|[^ \n]+\n?|\n"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which songs are held out: those whose hash with the seed falls into the fraction.
+
+    The hash is of the music itself, so copies and transpositions stay on one side, and adding files moves
+    no song.
+    """
+
+    val_fraction: float = 0.05
+    seed: int = 0
+
+    def is_val(self, song: Song) -> bool:
+        digest = hashlib.sha256(f"{self.seed} {song.song}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") < self.val_fraction * 2**64
+
+
+def check_split(split: Split) -> None:
+    if not 0 <= split.val_fraction < 1:
+        raise UserError(f"--val-fraction {split.val_fraction} is not in 0..1; 0.05 holds out a song in twenty")
+
+
+def document_paths(root: Path, chosen: Iterable[Song]) -> Iterator[Path]:
+    """The documents of songs, in name order, tracks in file order."""
+    for song in chosen:
+        for number in range(1, song.tracks + 1):
+            yield root / "data" / f"{song.name}_{number}.txt"
+
+
+def read_document(path: Path) -> str:
+    """Raises UserError where it is gone."""
+    try:
+        return path.read_text(encoding="ascii")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; make it again with: make dataset") from None
+
+
+def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenizer, int]:
+    """Learn BPE from the training songs; writes cache/tokenizer.json and what it was learned from beside it.
+
+    Returns the tokenizer and the number of documents read. Where there are more than SAMPLE_LINES lines,
+    documents are drawn in an order that the seed gives until that many are seen. Raises UserError where
+    there is nothing to learn from or the size can't be.
+    """
+    check_split(split)
+    smallest = len(ALPHABET) + 1
+    if not smallest <= vocab_size <= MAX_VOCAB_SIZE:
+        raise UserError(f"--vocab-size {vocab_size} is not in {smallest}..{MAX_VOCAB_SIZE}; 4096 is usual")
+    training = [song for song in songs(root) if not split.is_val(song)]
+    if not training:
+        raise UserError(f"all songs are held out; ask for less than --val-fraction {split.val_fraction}")
+    paths = list(document_paths(root, training))
+    random.Random(split.seed).shuffle(paths)
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[START],
+        initial_alphabet=list(ALPHABET),
+        limit_alphabet=len(ALPHABET),
+        show_progress=False,
+    )
+    read = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal read
+        lines = 0
+        for path in paths:
+            if lines >= SAMPLE_LINES:
+                break
+            text = read_document(path)
+            lines += text.count("\n")
+            read += 1
+            yield text
+
+    tokenizer.train_from_iterator(texts(), trainer)
+    path = tokenizer_path(root)
+    with replacing(path) as temporary:
+        tokenizer.save(str(temporary))
+    write_json(
+        path.with_suffix(".meta.json"),
+        {"language": LANGUAGE, "sha256": fingerprint(path), "val_fraction": split.val_fraction, "seed": split.seed},
+    )
+    return tokenizer, read
+
+
+def tokenizer_path(root: Path) -> Path:
+    return root / "cache" / "tokenizer.json"
+
+
+def fingerprint(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def load_tokenizer(root: Path) -> tuple[Tokenizer, dict[str, Any]]:
+    """cache/tokenizer.json and its meta data. Raises UserError where it is missing or of another language."""
+    path = tokenizer_path(root)
+    if not path.exists() or not path.with_suffix(".meta.json").exists():
+        raise UserError(f"{path} does not exist yet; make it with: make tokenizer")
+    meta = read_json(path.with_suffix(".meta.json"))
+    if meta["language"] != LANGUAGE or meta["sha256"] != fingerprint(path):
+        raise UserError(f"{path} was learned from another language than {LANGUAGE!r}; run: make dataset tokenizer")
+    return Tokenizer.from_file(str(path)), meta

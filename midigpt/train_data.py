@@ -1,0 +1,241 @@
+"""Documents -> train.bin and val.bin, and from there to batches.
+
+train/train.bin and train/val.bin are plain little-endian uint16 tokens without a header. Beside each lies
+NAME.docs.npy, int64 of shape (D, 2): for each document the position of its start token and that of its
+first token after the header. train/meta.json says what they were made from.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from midigpt.files import UserError, read_json, replacing, write_json
+from midigpt.index import Song, songs
+from midigpt.language import LANGUAGE
+from midigpt.score import IntArray
+from midigpt.tokenizer import START_ID, Split, check_split, document_paths, load_tokenizer, read_document
+
+Tokens = NDArray[np.uint16]
+DTYPE = np.dtype("<u2")
+DROP_FIELD = 0.25  # of the header's fields, so that a model can be asked with any subset of them
+ENCODE_AT_ONCE = 512  # documents
+
+
+# --- packing ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one side of the split holds."""
+
+    songs: int
+    documents: int
+    tokens: int
+    notes: int
+
+
+def make_train_bin(root: Path, split: Split) -> tuple[Counts, Counts]:
+    """Pack all documents as tokens; returns the counts of the training and of the validation side.
+
+    The same documents, tokenizer and split give the same bytes. Raises UserError where something is missing
+    or the tokenizer was learned with another split, and so from songs that would be held out.
+    """
+    check_split(split)
+    tokenizer, tokenizer_meta = load_tokenizer(root)
+    learned = Split(tokenizer_meta["val_fraction"], tokenizer_meta["seed"])
+    if split != learned:
+        flags = f"--val-fraction {split.val_fraction} --seed {split.seed}"
+        raise UserError(
+            f"the tokenizer was learned with --val-fraction {learned.val_fraction} --seed {learned.seed} and has seen"
+            f' songs that would now be held out; learn it again with: make tokenizer ARGS="{flags}"'
+        )
+    sides: dict[str, list[Song]] = {"train": [], "val": []}
+    for song in songs(root):
+        sides["val" if split.is_val(song) else "train"].append(song)
+    folder = root / "train"
+    with (
+        replacing(folder / "train.bin") as train_bin,
+        replacing(folder / "train.docs.npy") as train_docs,
+        replacing(folder / "val.bin") as val_bin,
+        replacing(folder / "val.docs.npy") as val_docs,
+    ):
+        train = _pack(root, sides["train"], tokenizer, train_bin, train_docs, is_val=False)
+        val = _pack(root, sides["val"], tokenizer, val_bin, val_docs, is_val=True)
+        (folder / "meta.json").unlink(missing_ok=True)  # until the files it describes have their names
+    write_json(
+        folder / "meta.json",
+        {
+            "language": LANGUAGE,
+            "tokenizer": tokenizer_meta["sha256"],
+            "vocab_size": tokenizer.get_vocab_size(),
+            **asdict(split),
+            "train": asdict(train),
+            "val": asdict(val),
+        },
+    )
+    return train, val
+
+
+def _pack(root: Path, side: list[Song], tokenizer: Tokenizer, bin_path: Path, docs_path: Path, is_val: bool) -> Counts:
+    paths = list(document_paths(root, side))
+    docs = np.empty((len(paths), 2), np.int64)
+    position = notes = 0
+    with bin_path.open("wb") as out, tqdm(total=len(paths), desc=bin_path.name[1:].split(".")[0], disable=None) as bar:
+        for first in range(0, len(paths), ENCODE_AT_ONCE):
+            some = paths[first : first + ENCODE_AT_ONCE]
+            texts = [read_document(path) for path in some]
+            headers = [_header(text, path.stem, is_val) for text, path in zip(texts, some, strict=True)]
+            bodies = [text.partition("\n")[2] for text in texts]
+            encoded = zip(tokenizer.encode_batch(headers), tokenizer.encode_batch(bodies), strict=True)
+            for number, (header, body) in enumerate(encoded, start=first):
+                docs[number] = position, position + 1 + len(header)
+                position += _write(out, [START_ID, *header.ids, *body.ids])
+            notes += sum(body.count("|") for body in bodies)
+            bar.update(len(some))
+    with docs_path.open("wb") as out:
+        np.save(out, docs)
+    return Counts(len(side), len(paths), position, notes)
+
+
+def _write(out: IO[bytes], ids: list[int]) -> int:
+    out.write(np.array(ids, DTYPE).tobytes())
+    return len(ids)
+
+
+def _header(text: str, document: str, is_val: bool) -> str:
+    """A document's header as the model reads it.
+
+    In training each field is dropped with probability DROP_FIELD, by a hash of document and field; held-out
+    documents keep all but the key, which says nothing of the lines.
+    """
+
+    def is_kept(field: str) -> bool:
+        name = field.partition("=")[0]
+        if is_val:
+            return name != "key"
+        digest = hashlib.sha256(f"{document} {name}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") >= DROP_FIELD * 2**64
+
+    mark, *fields = text.partition("\n")[0].split(" ")
+    return " ".join([mark, *filter(is_kept, fields)]) + "\n"
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def read_data(start: int, end: int, path: Path = Path("train/train.bin")) -> Tokens:
+    """The tokens of [start, end) as an array of shape (end - start,), by memory map: nothing else is read.
+
+    Raises IndexError where the range is not within the file, UserError where there is no such file.
+    """
+    tokens = open_tokens(path)
+    if not 0 <= start <= end <= len(tokens):
+        raise IndexError(f"[{start}, {end}) is not within the {len(tokens)} tokens of {path}")
+    return tokens[start:end]
+
+
+def open_tokens(path: Path) -> Tokens:
+    """A .bin file as a read-only memory map, shape (N,)."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist yet; make it with: make train-bin")
+    if path.stat().st_size == 0:
+        return np.empty(0, DTYPE)
+    return np.memmap(path, DTYPE, mode="r")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of the split, ready to read."""
+
+    tokens: Tokens  # (N,)
+    docs: IntArray  # (D, 2) start of the document, first token after its header; ascending
+    notes: int
+
+
+def load_side(root: Path, name: str) -> tuple[Side, dict[str, Any]]:
+    """The "train" or "val" side, and meta.json. Raises UserError where files are missing or don't fit."""
+    folder = root / "train"
+    tokens = open_tokens(folder / f"{name}.bin")
+    if not (folder / "meta.json").exists():
+        raise UserError(f"{folder / 'meta.json'} is missing; make it again with: make train-bin")
+    meta = read_json(folder / "meta.json")
+    docs = np.load(folder / f"{name}.docs.npy")
+    if (len(tokens), len(docs)) != (meta[name]["tokens"], meta[name]["documents"]):
+        raise UserError(f"{folder / name}.bin is not what meta.json beside it describes; run: make train-bin")
+    return Side(tokens, docs, meta[name]["notes"]), meta
+
+
+def line_tokens(side: Side) -> Tokens:
+    """The tokens that the measure counts: those of lines, without starts and headers."""
+    ends = np.append(side.docs[1:, 0], len(side.tokens))
+    mask = np.zeros(len(side.tokens) + 1, np.int64)
+    np.add.at(mask, side.docs[:, 1], 1)
+    np.add.at(mask, ends, -1)
+    return side.tokens[np.cumsum(mask[:-1]) > 0]
+
+
+def evaluation_windows(side: Side, block_size: int) -> list[tuple[int, int, int]]:
+    """Windows (start, end, counted) that read every document from its start and count every line token once.
+
+    A window's inputs are tokens [start, end - 1), its targets [start + 1, end), of which those at or after
+    `counted` count. Documents longer than a block go on in windows half a block further, so that a counted
+    target has at least half a block before it. Ordered by length, so that batches need little padding.
+    """
+    windows = []
+    for (start, counted), end in zip(side.docs.tolist(), [*side.docs[1:, 0].tolist(), len(side.tokens)], strict=True):
+        while counted < end:
+            stop = min(start + block_size + 1, end)
+            if counted < stop:
+                windows.append((start, stop, counted))
+            start, counted = start + max(block_size // 2, 1), max(counted, stop)
+    return sorted(windows, key=lambda window: (window[1] - window[0], window))
+
+
+# --- batches ---------------------------------------------------------------------------------------------
+
+
+class Batches:
+    """Training batches as a pure function of the step.
+
+    Each epoch puts the documents into a new order, end to end; the epochs follow one another in one endless
+    stream, cut into windows without gap. So every token is a target exactly once an epoch, and nothing is
+    thrown away.
+    """
+
+    def __init__(self, side: Side, batch_size: int, block_size: int, seed: int) -> None:
+        self.side, self.batch_size, self.block_size, self.seed = side, batch_size, block_size, seed
+        self._lengths = np.diff(side.docs[:, 0], append=len(side.tokens))
+        self._epoch = -1  # of the order at hand
+
+    def __call__(self, step: int) -> tuple[IntArray, IntArray]:
+        """Inputs and targets of a step, each of shape (batch_size, block_size)."""
+        window = self.batch_size * self.block_size
+        stream = self._read(step * window, (step + 1) * window + 1)
+        shape = self.batch_size, self.block_size
+        return stream[:-1].reshape(shape), stream[1:].reshape(shape)
+
+    def _read(self, start: int, end: int) -> IntArray:
+        """Tokens [start, end) of the endless stream."""
+        length = len(self.side.tokens)
+        parts = []
+        for epoch in range(start // length, (end - 1) // length + 1):
+            self._arrange(epoch)
+            at = np.arange(max(start - epoch * length, 0), min(end - epoch * length, length))
+            place = np.searchsorted(self._begins, at, side="right") - 1  # which document of the epoch
+            parts.append(self.side.tokens[self.side.docs[self._order[place], 0] + at - self._begins[place]])
+        return np.concatenate(parts).astype(np.int64)
+
+    def _arrange(self, epoch: int) -> None:
+        """Set the epoch's order of documents, (D,), and where each begins in the epoch, (D,)."""
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.side.docs))
+            lengths = self._lengths[self._order]
+            self._begins = np.cumsum(lengths) - lengths

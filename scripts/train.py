@@ -1,0 +1,276 @@
+"""Train a GPT on train/train.bin. The run is the folder train/runs/NAME/: latest/, best/, metrics.jsonl.
+
+Ctrl-C saves and ends; the same command goes on where it stopped.
+
+Example: python scripts/train.py --run waltzes --max-steps 3000 --model.n-layer 6
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from midigpt.files import UserError, parse_arguments
+
+
+@dataclass(frozen=True)
+class Shape:
+    n_layer: int = 4
+    """Layers."""
+    n_head: int = 4
+    """Attention heads a layer."""
+    n_embd: int = 192
+    """Width; a multiple of 2 * n_head."""
+    block_size: int = 256
+    """Tokens the model sees at once."""
+
+
+@dataclass(frozen=True)
+class Config:
+    root: Path = Path()
+    """The working folder."""
+    run: str = "default"
+    """Name of the run; one that exists is gone on with."""
+    model: Shape = field(default_factory=Shape)
+    """The model's shape."""
+    max_steps: int = 2000
+    """Optimizer steps of the whole run."""
+    batch_size: int = 16
+    """Windows of block_size tokens a step."""
+    learning_rate: float = 2e-3
+    """The highest, after the warm-up; from there it falls in a line to zero."""
+    warmup_steps: int = 100
+    """Steps in which the learning rate rises in a line."""
+    weight_decay: float = 0.1
+    """AdamW's, on matrices alone."""
+    dropout: float = 0.1
+    """Share of activations dropped in training; small corpora need more."""
+    grad_clip: float = 1.0
+    """The largest norm of the gradient."""
+    eval_interval: int = 200
+    """Steps between evaluations on the whole of val.bin, each with a checkpoint."""
+    log_interval: int = 20
+    """Steps between lines of the log."""
+    seed: int = 0
+    """Of the first weights, the order of documents and dropout."""
+    device: str | None = None
+    """cuda, mps or cpu; by itself the fastest there is."""
+
+
+config = parse_arguments(Config, __doc__)
+shape = config.model
+if shape.n_embd % (2 * shape.n_head):
+    raise UserError(f"--model.n-embd {shape.n_embd} is not a multiple of twice --model.n-head {shape.n_head}")
+
+# Arguments are read; now what takes seconds to import.
+import json
+import math
+import signal
+import time
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from midigpt.checkpoint import find_checkpoint, load_checkpoint, optimizer_tensors, pick_device, restore_optimizer, save_checkpoint
+from midigpt.model import GPT, ModelConfig
+from midigpt.tokenizer import fingerprint, tokenizer_path
+from midigpt.train_data import Batches, evaluation_windows, line_tokens, load_side
+
+# --- data ------------------------------------------------------------------------------------------------
+
+train, meta = load_side(config.root, "train")
+val, _ = load_side(config.root, "val")
+tokenizer_json = tokenizer_path(config.root)
+if not tokenizer_json.exists() or fingerprint(tokenizer_json) != meta["tokenizer"]:
+    raise UserError(f"train.bin was made with another tokenizer than {tokenizer_json}; make it again with: make train-bin")
+if not len(train.tokens):
+    raise UserError(f"{config.root / 'train' / 'train.bin'} is empty; all songs are held out")
+batch = Batches(train, config.batch_size, shape.block_size, config.seed)
+windows = evaluation_windows(val, shape.block_size)
+
+# --- model and optimizer ---------------------------------------------------------------------------------
+
+device = config.device or pick_device()
+on_cuda = device.startswith("cuda")
+torch.manual_seed(config.seed)
+torch.set_float32_matmul_precision("high")
+model_config = ModelConfig(
+    vocab_size=meta["vocab_size"],
+    block_size=shape.block_size,
+    n_layer=shape.n_layer,
+    n_head=shape.n_head,
+    n_embd=shape.n_embd,
+    n_hidden=math.ceil(shape.n_embd * 8 / 3 / 32) * 32,  # as many weights as a plain feed-forward of 4 * n_embd
+)
+model = GPT(model_config, config.dropout).to(device)
+optimizer = torch.optim.AdamW(
+    [
+        {"params": [p for p in model.parameters() if p.ndim == 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ],
+    lr=config.learning_rate,
+    betas=(0.9, 0.99),  # nanoGPT's for small batches
+)
+autocast = torch.autocast("cuda", torch.bfloat16) if on_cuda else nullcontext()
+
+# --- go on with a run, or begin one ----------------------------------------------------------------------
+
+run_folder = config.root / "train" / "runs" / config.run
+metrics_file = run_folder / "metrics.jsonl"
+# What must stay as it was for a run to go on.
+fixed = {
+    "data": meta,
+    "shape": [shape.n_layer, shape.n_head, shape.n_embd, shape.block_size],
+    "batch_size": config.batch_size,
+    "seed": config.seed,
+}
+first_step = 0
+best: dict[str, float] | None = None  # the record of the best evaluation
+latest = find_checkpoint(run_folder / "latest")
+if latest:
+    saved, _, run = load_checkpoint(latest)
+    for name, value in fixed.items():
+        if run["fixed"][name] != value:
+            raise UserError(
+                f"{run_folder} was begun with another {name} ({run['fixed'][name]}, now {value});"
+                " begin a new run with --run NAME"
+            )
+    model.load_state_dict(saved.state_dict())
+    restore_optimizer(latest, model, optimizer)
+    first_step, best = run["step"], run["best"]
+    kept = [line for line in metrics_file.read_text().splitlines() if json.loads(line)["step"] <= first_step]
+    metrics_file.write_text("".join(line + "\n" for line in kept))
+run_folder.mkdir(parents=True, exist_ok=True)
+
+# --- evaluation ------------------------------------------------------------------------------------------
+
+
+def nats_of_unigram() -> float:
+    """Code length of val's lines under the frequencies of train's: what any model must beat."""
+    frequency = np.bincount(line_tokens(train), minlength=meta["vocab_size"]) + 1.0
+    return float(-np.log(frequency / frequency.sum())[line_tokens(val)].sum())
+
+
+@torch.no_grad()
+def nats_of_model() -> float:
+    """Code length of val's lines under the model, every document read from its start."""
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    for first in range(0, len(windows), config.batch_size):
+        rows = windows[first : first + config.batch_size]
+        longest = max(end - start for start, end, _ in rows) - 1
+        x = torch.zeros(len(rows), longest, dtype=torch.long)
+        y = torch.full((len(rows), longest), -100)  # -100: not counted
+        for row, (start, end, counted) in enumerate(rows):
+            tokens = torch.from_numpy(val.tokens[start:end].astype(np.int64))
+            x[row, : end - start - 1] = tokens[:-1]
+            skip = max(counted - start - 1, 0)
+            y[row, skip : end - start - 1] = tokens[1 + skip :]
+        with autocast:
+            logits = model(x.to(device))
+        total += F.cross_entropy(logits.flatten(0, 1).float(), y.to(device).flatten(), reduction="sum").double().cpu()
+    model.train()
+    return float(total)
+
+
+val_tokens = len(line_tokens(val))
+unigram_bits = nats_of_unigram() / math.log(2) / val.notes if val.notes else math.nan
+
+
+# --- the loop --------------------------------------------------------------------------------------------
+
+
+def learning_rate(step: int) -> float:
+    """Up in a line, then down in a line to zero at max_steps (Bergsma et al. 2025, arXiv 2502.15938)."""
+    warm = min((step + 1) / max(config.warmup_steps, 1), 1.0)
+    return config.learning_rate * min(warm, (config.max_steps - step) / config.max_steps)
+
+
+def to_device(array: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if on_cuda else tensor.to(device)
+
+
+stop = False
+
+
+def ask_to_stop(number: int, frame: object) -> None:
+    global stop
+    if stop:
+        raise KeyboardInterrupt
+    stop = True
+    tqdm.write("stopping after this step; once more to stop at once, without saving")
+
+
+signal.signal(signal.SIGINT, ask_to_stop)
+signal.signal(signal.SIGTERM, ask_to_stop)
+
+print(
+    f"train: {model.parameter_count() / 1e6:.2f} M parameters on {device}, {len(train.tokens)} tokens,"
+    f" {config.max_steps * config.batch_size * shape.block_size / len(train.tokens):.1f} epochs"
+    + (f", from step {first_step}" if first_step else ""),
+    flush=True,
+)
+begun = logged = time.perf_counter()
+losses: list[Tensor] = []
+done = first_step
+bar = tqdm(range(first_step, config.max_steps), "train", config.max_steps, initial=first_step, disable=None, unit="step")
+for step in bar:
+    x, y = (to_device(array) for array in batch(step))
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step)
+    with autocast:
+        loss = F.cross_entropy(model(x).flatten(0, 1).float(), y.flatten())
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+    optimizer.step()
+    losses.append(loss.detach())
+
+    done = step + 1
+    last = done == config.max_steps or stop
+    evaluates = done % config.eval_interval == 0 or last
+    if done % config.log_interval and not evaluates:
+        continue
+    now = time.perf_counter()
+    train_loss = torch.stack(losses).mean().item()
+    if not math.isfinite(train_loss):
+        raise UserError(f"the loss is {train_loss} at step {done}; go on with a smaller --learning-rate in a new --run")
+    speed = len(losses) * config.batch_size * shape.block_size / (now - logged)
+    left = (config.max_steps - done) * (now - begun) / (done - first_step)
+    line = f"step {done:6d}  train {train_loss:.4f} nats per token  {speed:,.0f} tokens/s  {left / 60:.1f} min left"
+    record: dict[str, float] = {"step": done, "train_loss": train_loss}
+    losses.clear()
+    if evaluates:
+        if val_tokens:
+            nats = nats_of_model()
+            val_loss, bits_per_note = nats / val_tokens, nats / math.log(2) / val.notes
+            record |= {"val_loss": val_loss, "val_bits_per_note": bits_per_note}
+            line += f"  val {val_loss:.4f} nats per token, {bits_per_note:.3f} bits per note"
+            if best is None or val_loss < best["val_loss"]:
+                best = record
+    with metrics_file.open("a") as out:
+        out.write(json.dumps(record) + "\n")
+    if evaluates:
+        run = {"step": done, "best": best, "fixed": fixed}
+        save_checkpoint(run_folder / "latest", model, tokenizer_json, run, optimizer_tensors(model, optimizer))
+        if best is record:
+            save_checkpoint(run_folder / "best", model, tokenizer_json, run)
+    tqdm.write(line)
+    logged = time.perf_counter()
+    if stop:
+        break
+
+minutes = (time.perf_counter() - begun) / 60
+state = "finished" if done >= config.max_steps else "stopped; the same command goes on"
+if best is None:
+    result = "no song is held out, so nothing tells how well it does"
+else:
+    bits = best["val_bits_per_note"]
+    result = (
+        f"best {bits:.3f} bits per note at step {best['step']:.0f} on {meta['val']['songs']} held-out songs"
+        f" (unigram model {unigram_bits:.3f}, ratio {bits / unigram_bits:.3f})"
+    )
+print(f"train: step {done} of {config.max_steps}, {state}; {result}; {minutes:.1f} min; in {run_folder}")
