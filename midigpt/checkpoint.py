@@ -146,4 +146,4 @@ def restore_optimizer(folder: Path, model: GPT, optimizer: torch.optim.Optimizer
     for name, tensor in tensors.items():
         kind, _, parameter = name.partition(".")
         weight = weights[parameter]
-        optimizer.state[weight][kind] = tensor if kind == "step" else tensor.to(weight.device)
+        optimizer.state[weight][kind] = tensor.to(weight.device)

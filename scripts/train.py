@@ -112,6 +112,7 @@ optimizer = torch.optim.AdamW(
     ],
     lr=config.learning_rate,
     betas=(0.9, 0.99),  # nanoGPT's for small batches
+    fused=True,
 )
 autocast = torch.autocast("cuda", torch.bfloat16) if on_cuda else nullcontext()
 

@@ -1,0 +1,172 @@
+"""Write takes with a trained model: new music, or a continuation of your own MIDI file.
+
+Examples:
+  python sample.py --takes 5
+  python sample.py --prompt song.mid --notes 200 --temperature 0.9 --seed 7
+"""
+
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from midigpt.files import UserError, parse_arguments
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from midigpt.generate import Drawing
+    from midigpt.model import GPT
+    from midigpt.score import Score
+
+
+@dataclass(frozen=True)
+class Args:
+    root: Path = Path()
+    """The working folder."""
+    run: str = "default"
+    """The run whose best model writes."""
+    model: Path | None = None
+    """Any checkpoint folder, instead of a run's."""
+    prompt: Path | None = None
+    """A MIDI file to go on from, all its parts; without it the model begins by itself, one part."""
+    takes: int = 1
+    """How many to write."""
+    notes: int | None = None
+    """New notes a take (of a prompt: of its busiest part); without it the model decides, up to 1000."""
+    temperature: float = 1.0
+    """Below 1 plays safer, above 1 wilder; 0 always takes the likeliest."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens only."""
+    seed: int | None = None
+    """Take i is drawn with seed + i; without it another seed each time, which is named."""
+    program: str | None = None
+    """Instrument without a prompt: a General MIDI program 0..127, or d for drums."""
+    tempo: int | None = None
+    """Beats per minute without a prompt."""
+    out: Path | None = None
+    """Folder for the takes (default: out/ of the working folder); nothing in it is overwritten."""
+
+
+def main(args: Args) -> None:
+    check(args)
+    from midigpt.checkpoint import find_checkpoint, load_checkpoint, pick_device
+    from midigpt.generate import Drawing
+
+    runs = args.root / "train" / "runs" / args.run
+    folder = args.model or find_checkpoint(runs / "best") or find_checkpoint(runs / "latest")
+    if folder is None:
+        raise UserError(f"{runs} holds no checkpoint yet; make one with: make train")
+    prompt = read_prompt(args.prompt) if args.prompt else None
+    model, tokenizer, _ = load_checkpoint(folder, pick_device())
+    seed = random.randrange(2**31) if args.seed is None else args.seed
+    out = args.out or args.root / "out"
+    for take in range(args.takes):
+        drawing = Drawing(args.temperature, args.top_k, seed + take)
+        if prompt:
+            score = continue_prompt(model, tokenizer, drawing, prompt, args.notes)
+        else:
+            score = begin(model, tokenizer, drawing, args)
+        path = save(score, out)
+        seconds = score.end / score.ticks_per_beat * 60 / score.tempo_bpm
+        print(f"{path}: {score.notes} notes, {seconds:.0f} s, seed {seed + take}")
+    print(f"sample: {args.takes} takes by {folder} in {out}")
+
+
+def check(args: Args) -> None:
+    """Raise UserError for wishes that can't be met."""
+    if args.takes < 1 or (args.notes is not None and args.notes < 1):
+        raise UserError("--takes and --notes must be at least 1")
+    if args.temperature < 0 or (args.top_k is not None and args.top_k < 1):
+        raise UserError("--temperature must be 0 or more, --top-k at least 1")
+    if args.prompt and (args.program is not None or args.tempo is not None):
+        raise UserError("--program and --tempo are the prompt's own where there is a --prompt; leave them out")
+    if args.program is not None and args.program != "d" and not (args.program.isdecimal() and int(args.program) < 128):
+        raise UserError(f"--program {args.program} is neither 0..127 nor d")
+    if args.tempo is not None and not 10 <= args.tempo <= 400:
+        raise UserError(f"--tempo {args.tempo} is not in 10..400")
+
+
+def read_prompt(path: Path) -> "Score":
+    from midigpt.language import normalise
+    from midigpt.midi import MidiError, read_midi
+
+    try:
+        return normalise(read_midi(path))
+    except MidiError as error:
+        raise UserError(f"the prompt {path} {error}") from None
+    except OSError as error:
+        raise UserError(f"the prompt {path} can't be read ({error.strerror})") from None
+
+
+def begin(model: "GPT", tokenizer: "Tokenizer", drawing: "Drawing", args: Args) -> "Score":
+    """A piece from nothing: one part, as a document holds one."""
+    from midigpt.generate import Writer, write_header, write_lines
+    from midigpt.language import decode, nearest_tempo, read_header
+
+    wishes = {}
+    if args.program is not None:
+        wishes["program"] = args.program if args.program == "d" else str(int(args.program))
+    if args.tempo is not None:
+        wishes["tempo"] = str(nearest_tempo(args.tempo))
+    writer = Writer(model, tokenizer, drawing)
+    header = write_header(writer, wishes)
+    lines = write_lines(writer, read_header(header), notes=args.notes)
+    return decode([header + lines.text])
+
+
+def continue_prompt(
+    model: "GPT", tokenizer: "Tokenizer", drawing: "Drawing", prompt: "Score", notes: int | None
+) -> "Score":
+    """The prompt and behind it, from the next beat on, all its parts going on.
+
+    The busiest part goes first and sets how far the others go.
+    """
+    from midigpt.generate import Writer, write_lines
+    from midigpt.language import decode, encode, read_header
+    from midigpt.tokenizer import START_ID
+
+    cut = -(-prompt.end // prompt.ticks_per_beat) * prompt.ticks_per_beat
+    documents = encode(prompt, end=cut)
+    texts = {}
+    until = None
+    for number in sorted(range(len(documents)), key=lambda n: -documents[n].notes):
+        document = documents[number]
+        writer = Writer(model, tokenizer, drawing)
+        unkeyed = document.header.partition(" key=")[0].rstrip("\n") + "\n"  # the key says nothing of the lines
+        writer.read([START_ID, *tokenizer.encode(unkeyed + document.body).ids])
+        header = read_header(document.header)
+        lines = write_lines(writer, header, document.body, notes=notes if until is None else None, until=until)
+        until = lines.end if until is None else until
+        texts[number] = document.text + lines.text
+    return decode(texts[number] for number in range(len(documents)))
+
+
+def save(score: "Score", out: Path) -> Path:
+    """Write to the first free take-N.mid of the folder."""
+    from midigpt.midi import write_midi
+
+    out.mkdir(parents=True, exist_ok=True)
+    path = next(path for path in free_names(out) if reserve(path))
+    write_midi(score, path)
+    return path
+
+
+def free_names(out: Path) -> Iterator[Path]:
+    return (path for path in (out / f"take-{number:04d}.mid" for number in count(1)) if not path.exists())
+
+
+def reserve(path: Path) -> bool:
+    """Whether the name is ours now and not that of another run."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main(parse_arguments(Args, __doc__))
