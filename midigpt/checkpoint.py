@@ -1,8 +1,8 @@
 """Checkpoints: a folder that transformers opens, and beside the weights what a run needs to go on.
 
-    model.safetensors, config.json    the weights and the shape, as transformers' Qwen3ForCausalLM has them
-    tokenizer.json, tokenizer_config.json
-    run.json, optimizer.safetensors   step, best loss, language; the optimizer's state (in latest/ only)
+model.safetensors, config.json    the weights and the shape, as transformers' Qwen3ForCausalLM has them
+tokenizer.json, tokenizer_config.json
+run.json, optimizer.safetensors   step, best loss, language; the optimizer's state (in latest/ only)
 """
 
 import shutil
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from midigpt.files import UserError, read_json, write_json
 from midigpt.language import LANGUAGE
-from midigpt.model import NORM_EPS, GPT, ModelConfig
+from midigpt.model import GPT, NORM_EPS, ModelConfig
 from midigpt.tokenizer import START, START_ID
 
 
@@ -45,7 +45,9 @@ def save_checkpoint(
     )
     write_json(temporary / "run.json", {"language": LANGUAGE, **run})
     if state is not None:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, temporary / "optimizer.safetensors")
+        save_file(
+            {name: tensor.cpu().contiguous() for name, tensor in state.items()}, temporary / "optimizer.safetensors"
+        )
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.rename(old)
@@ -79,7 +81,9 @@ def load_checkpoint(folder: Path, device: str = "cpu") -> tuple[GPT, Tokenizer, 
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder / 'model.safetensors'} doesn't fit config.json: {str(error).splitlines()[-1]}") from None
+        raise UserError(
+            f"{folder / 'model.safetensors'} doesn't fit config.json: {str(error).splitlines()[-1]}"
+        ) from None
     return model.to(device).eval(), tokenizer, run
 
 

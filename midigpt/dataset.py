@@ -66,13 +66,12 @@ def make_dataset(root: Path, limit: int | None = None, processes: int = 1) -> Su
         jobs = [Job(os.fsdecode(path), name) for path, name in new[:limit]]
         done, refused = [], Counter[str]()
         convert = partial(convert_file, raw_data=root / "raw_data", data=data)
-        with closing(workers.run(convert, jobs, processes)) as results:
-            for job, outcome in _recorded(index, results, len(jobs)):
-                if outcome.reason:
-                    _remove_documents(data, job.name)  # of an earlier, interrupted conversion
-                    refused[outcome.reason] += 1
-                else:
-                    done.append(outcome)
+        for job, outcome in _recorded(index, workers.run(convert, jobs, processes), len(jobs)):
+            if outcome.reason:
+                _remove_documents(data, job.name)  # of an earlier, interrupted conversion
+                refused[outcome.reason] += 1
+            else:
+                done.append(outcome)
     (data / ".tmp").rmdir()
     return Summary(
         converted=len(done),

@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 MAX_TRIES = 100  # of a line or header until the model is called untrained
 MAX_LINE_TOKENS = 200
+MAX_NOTES = 1000  # of a take that the model does not end
 FIELDS = ("program", "tempo", "meter", "key")  # of a header, in their order
 
 
@@ -39,7 +40,6 @@ class Lines:
     text: str
     notes: int
     end: float  # beats after the document's beginning
-    ended: bool  # the model itself put the end there
 
 
 class Writer:
@@ -135,12 +135,12 @@ def write_header(writer: Writer, wishes: dict[str, str]) -> str:
 
 
 def write_lines(
-    writer: Writer, header: Header, given: str = "", notes: int | None = None, most: int = 1000, until: float | None = None
+    writer: Writer, header: Header, given: str = "", notes: int | None = None, until: float | None = None
 ) -> Lines:
     """Go on behind a document's header and `given` lines, which the writer has read.
 
-    Writes `notes` notes (to the end of their line); without, until the model ends the document or `most`
-    notes are written; in any case no line that starts at or after beat `until`.
+    Writes `notes` notes (to the end of their line); without, until the model ends the document or MAX_NOTES
+    are written; in any case no line that starts at or after beat `until`.
     """
     reference = DEFAULT_KEY if header.key is None else header.key
     now = 0.0  # beats
@@ -158,12 +158,12 @@ def write_lines(
         read, time, after = read_line(line[:-1], reference, header.is_drum)
         return line, len(read), _beats(time), after
 
-    while written < (notes or most) and (until is None or now < until):
+    while written < (notes or MAX_NOTES) and (until is None or now < until):
         drawn, count, beats, reference = _try_again(writer, attempt, "a line")
         if drawn is None:
-            return Lines(text, written, now, ended=True)
+            break
         text, written, now = text + drawn, written + count, now + beats
-    return Lines(text, written, now, ended=False)
+    return Lines(text, written, now)
 
 
 def _beats(time: str) -> float:

@@ -194,7 +194,9 @@ def _storable(path: str) -> str | bytes:
 def songs(root: Path) -> list[Song]:
     """All converted files, in name order. Raises UserError where there is none."""
     with closing(open_index(root)) as connection:
-        rows = connection.execute("SELECT name, song, tracks FROM files WHERE state = 'converted' ORDER BY name").fetchall()
+        rows = connection.execute(
+            "SELECT name, song, tracks FROM files WHERE state = 'converted' ORDER BY name"
+        ).fetchall()
     if not rows:
         raise UserError(f"{root / 'data'} holds no documents yet; make them with: make dataset")
     return [Song(*row) for row in rows]

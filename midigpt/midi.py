@@ -129,7 +129,7 @@ def _split(data: bytes) -> tuple[int, int, list[bytes]]:
     length, midi_format, _, division = struct.unpack_from(">IHHH", data, start + 4)
     if not 6 <= length <= len(data) - start - 8:
         raise MidiError(f"has a damaged header (it claims {length} bytes; 6 are usual)")
-    chunks = []
+    chunks: list[bytes] = []
     position = start + 8 + length
     while position + 8 <= len(data):
         kind, length = struct.unpack_from(">4sI", data, position)
@@ -315,8 +315,11 @@ def _channels(tracks: tuple[Track, ...]) -> list[int]:
 def _write_track(out: mido.MidiTrack, track: Track, channel: int, scale: int) -> None:
     if not track.is_drum:
         out.append(mido.Message("program_change", channel=channel, program=track.program))
-    onset, end = track.onset * scale, (track.onset + track.duration) * scale
-    events = [(t, 1, p, v) for t, p, v in zip(onset.tolist(), track.pitch.tolist(), track.velocity.tolist(), strict=True)]
+    onset = track.onset * scale
+    end = onset + np.maximum(track.duration * scale, 1)  # an end at its own beginning would come before it
+    events = [
+        (t, 1, p, v) for t, p, v in zip(onset.tolist(), track.pitch.tolist(), track.velocity.tolist(), strict=True)
+    ]
     events += [(t, 0, p, 64) for t, p in zip(end.tolist(), track.pitch.tolist(), strict=True)]
     now = 0
     for tick, is_on, pitch, velocity in sorted(events):  # at one tick, ends come before beginnings

@@ -6,7 +6,6 @@ first token after the header. train/meta.json says what they were made from.
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -172,12 +171,16 @@ def load_side(root: Path, name: str) -> tuple[Side, dict[str, Any]]:
     return Side(tokens, docs, meta[name]["notes"]), meta
 
 
+def _ends(side: Side) -> IntArray:
+    """(D,) where each document ends."""
+    return np.append(side.docs[:, 0], len(side.tokens))[1:]
+
+
 def line_tokens(side: Side) -> Tokens:
     """The tokens that the measure counts: those of lines, without starts and headers."""
-    ends = np.append(side.docs[1:, 0], len(side.tokens))
     mask = np.zeros(len(side.tokens) + 1, np.int64)
     np.add.at(mask, side.docs[:, 1], 1)
-    np.add.at(mask, ends, -1)
+    np.add.at(mask, _ends(side), -1)
     return side.tokens[np.cumsum(mask[:-1]) > 0]
 
 
@@ -189,7 +192,7 @@ def evaluation_windows(side: Side, block_size: int) -> list[tuple[int, int, int]
     target has at least half a block before it. Ordered by length, so that batches need little padding.
     """
     windows = []
-    for (start, counted), end in zip(side.docs.tolist(), [*side.docs[1:, 0].tolist(), len(side.tokens)], strict=True):
+    for (start, counted), end in zip(side.docs.tolist(), _ends(side).tolist(), strict=True):
         while counted < end:
             stop = min(start + block_size + 1, end)
             if counted < stop:
@@ -211,7 +214,7 @@ class Batches:
 
     def __init__(self, side: Side, batch_size: int, block_size: int, seed: int) -> None:
         self.side, self.batch_size, self.block_size, self.seed = side, batch_size, block_size, seed
-        self._lengths = np.diff(side.docs[:, 0], append=len(side.tokens))
+        self._lengths = _ends(side) - side.docs[:, 0]
         self._epoch = -1  # of the order at hand
 
     def __call__(self, step: int) -> tuple[IntArray, IntArray]:

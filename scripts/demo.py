@@ -20,11 +20,11 @@ HELD_OUT = "--val-fraction 0.15 --seed 1"
 PIPELINE = (
     "scripts/index.py",
     "scripts/dataset.py",
-    f"scripts/tokenizer.py --vocab-size 512 {HELD_OUT}",
+    f"scripts/tokenizer.py --vocab-size 256 {HELD_OUT}",
     f"scripts/train_bin.py {HELD_OUT}",
     "scripts/train.py --model.n-layer 4 --model.n-embd 128 --model.block-size 128 --batch-size 16"
-    " --max-steps 600 --eval-interval 100 --dropout 0.1",
-    "sample.py --notes 120 --temperature 0.9",
+    " --max-steps 400 --eval-interval 50 --dropout 0.3",
+    "sample.py --temperature 0.9",
 )
 
 
@@ -61,7 +61,9 @@ def show(take: Path) -> None:
     draw_piano_roll(read_midi(take), take.with_suffix(".png"), take.name)
     renderer = find_renderer()
     if renderer is None:
-        print("  no .wav: it would need fluidsynth and a General MIDI soundfont (Debian: fluidsynth fluid-soundfont-gm)")
+        print(
+            "  no .wav: it would need fluidsynth and a General MIDI soundfont (Debian: fluidsynth fluid-soundfont-gm)"
+        )
         return
     try:
         render_wav(take, take.with_suffix(".wav"), renderer)

@@ -73,7 +73,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from midigpt.checkpoint import find_checkpoint, load_checkpoint, optimizer_tensors, pick_device, restore_optimizer, save_checkpoint
+from midigpt.checkpoint import (
+    find_checkpoint,
+    load_checkpoint,
+    optimizer_tensors,
+    pick_device,
+    restore_optimizer,
+    save_checkpoint,
+)
 from midigpt.model import GPT, ModelConfig
 from midigpt.tokenizer import fingerprint, tokenizer_path
 from midigpt.train_data import Batches, evaluation_windows, line_tokens, load_side
@@ -84,7 +91,9 @@ train, meta = load_side(config.root, "train")
 val, _ = load_side(config.root, "val")
 tokenizer_json = tokenizer_path(config.root)
 if not tokenizer_json.exists() or fingerprint(tokenizer_json) != meta["tokenizer"]:
-    raise UserError(f"train.bin was made with another tokenizer than {tokenizer_json}; make it again with: make train-bin")
+    raise UserError(
+        f"train.bin was made with another tokenizer than {tokenizer_json}; make it again with: make train-bin"
+    )
 if not len(train.tokens):
     raise UserError(f"{config.root / 'train' / 'train.bin'} is empty; all songs are held out")
 batch = Batches(train, config.batch_size, shape.block_size, config.seed)
@@ -131,16 +140,16 @@ first_step = 0
 best: dict[str, float] | None = None  # the record of the best evaluation
 latest = find_checkpoint(run_folder / "latest")
 if latest:
-    saved, _, run = load_checkpoint(latest)
+    saved, _, state = load_checkpoint(latest)
     for name, value in fixed.items():
-        if run["fixed"][name] != value:
+        if state["fixed"][name] != value:
             raise UserError(
-                f"{run_folder} was begun with another {name} ({run['fixed'][name]}, now {value});"
+                f"{run_folder} was begun with another {name} ({state['fixed'][name]}, now {value});"
                 " begin a new run with --run NAME"
             )
     model.load_state_dict(saved.state_dict())
     restore_optimizer(latest, model, optimizer)
-    first_step, best = run["step"], run["best"]
+    first_step, best = state["step"], state["best"]
     kept = [line for line in metrics_file.read_text().splitlines() if json.loads(line)["step"] <= first_step]
     metrics_file.write_text("".join(line + "\n" for line in kept))
 run_folder.mkdir(parents=True, exist_ok=True)
@@ -217,7 +226,9 @@ print(
 begun = logged = time.perf_counter()
 losses: list[Tensor] = []
 done = first_step
-bar = tqdm(range(first_step, config.max_steps), "train", config.max_steps, initial=first_step, disable=None, unit="step")
+bar = tqdm(
+    range(first_step, config.max_steps), "train", config.max_steps, initial=first_step, disable=None, unit="step"
+)
 for step in bar:
     x, y = (to_device(array) for array in batch(step))
     for group in optimizer.param_groups:
@@ -265,7 +276,7 @@ for step in bar:
         break
 
 minutes = (time.perf_counter() - begun) / 60
-state = "finished" if done >= config.max_steps else "stopped; the same command goes on"
+ending = "finished" if done >= config.max_steps else "stopped; the same command goes on"
 if best is None:
     result = "no song is held out, so nothing tells how well it does"
 else:
@@ -274,4 +285,4 @@ else:
         f"best {bits:.3f} bits per note at step {best['step']:.0f} on {meta['val']['songs']} held-out songs"
         f" (unigram model {unigram_bits:.3f}, ratio {bits / unigram_bits:.3f})"
     )
-print(f"train: step {done} of {config.max_steps}, {state}; {result}; {minutes:.1f} min; in {run_folder}")
+print(f"train: step {done} of {config.max_steps}, {ending}; {result}; {minutes:.1f} min; in {run_folder}")

@@ -1,0 +1,70 @@
+# midigpt. `make` lists what there is. ARGS="..." passes flags, ROOT=dir chooses the working folder.
+PYTHON ?= python3
+ROOT ?= .
+ARGS ?=
+RUN = .venv/bin/python
+WORK = --root "$(ROOT)" $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup index dataset tokenizer train-bin train sample demo test clean
+
+help:
+	@echo 'make demo         the whole way on 100 Bach chorales, in minutes: start here'
+	@echo 'make setup        make .venv with everything that training and sampling need'
+	@echo
+	@echo 'Your own music: put MIDI files into raw_data/ (subfolders are fine), then'
+	@echo 'make index        list the MIDI files'
+	@echo 'make dataset      convert them to text, one document a track (dataset-100: 100 files more)'
+	@echo 'make tokenizer    learn the tokenizer                 ARGS="--vocab-size 4096"'
+	@echo 'make train-bin    pack the tokens                     ARGS="--val-fraction 0.05"'
+	@echo 'make train        train; Ctrl-C saves, again goes on  ARGS="--run NAME --max-steps 2000"'
+	@echo 'make sample       write a new .mid to out/            ARGS="--prompt song.mid --takes 5"'
+	@echo
+	@echo 'make test         all tests (test-NAME: those whose name contains NAME)'
+	@echo 'make clean        remove what the steps up to train-bin made; runs, takes and raw_data stay'
+	@echo
+	@echo 'ARGS="--help" shows all flags of a step; ROOT=dir works in another folder.'
+
+# pip runs once for each change of what is to be installed.
+.venv/setup: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/setup-demo: .venv/setup
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	@touch $@
+
+.venv/setup-test: .venv/setup
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
+	@touch $@
+
+setup: .venv/setup
+
+index dataset tokenizer train: .venv/setup
+	@$(RUN) scripts/$@.py $(WORK)
+
+dataset-%: .venv/setup
+	@$(RUN) scripts/dataset.py --limit $* $(WORK)
+
+train-bin: .venv/setup
+	@$(RUN) scripts/train_bin.py $(WORK)
+
+sample: .venv/setup
+	@$(RUN) sample.py $(WORK)
+
+demo: .venv/setup-demo
+	@$(RUN) scripts/demo.py $(ARGS)
+
+test: .venv/setup-test
+	.venv/bin/ruff check
+	.venv/bin/mypy
+	$(RUN) -m pytest $(ARGS)
+
+test-%: .venv/setup-test
+	$(RUN) -m pytest -k '$*' $(ARGS)
+
+clean:
+	find "$(ROOT)/data" -maxdepth 1 -name '*_*.txt' -delete
+	rm -f "$(ROOT)"/cache/index.sqlite "$(ROOT)"/cache/tokenizer*.json \
+		"$(ROOT)"/train/*.bin "$(ROOT)"/train/*.npy "$(ROOT)"/train/meta.json

@@ -1,0 +1,76 @@
+"""What several tests share: real MIDI files where there are some, and small songs made here."""
+
+import os
+import random
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from midigpt.midi import write_midi
+from midigpt.score import Score, track_from_notes
+
+PROJECT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """corpus("mini") is a folder of real MIDI files; skips where MIDIGPT_CORPUS names no folder of archives."""
+    unpacked: dict[str, Path] = {}
+
+    def unpack(name: str) -> Path:
+        folder = os.environ.get("MIDIGPT_CORPUS")
+        if not folder:
+            pytest.skip("needs real MIDI files: set MIDIGPT_CORPUS to a folder with mini.tar.gz, hostile.tar.gz, ...")
+        if name not in unpacked:
+            unpacked[name] = tmp_path_factory.mktemp(name)
+            with tarfile.open(Path(folder) / f"{name}.tar.gz") as archive:
+                archive.extractall(unpacked[name], filter="data")
+        return unpacked[name]
+
+    return unpack
+
+
+def midi_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".mid", ".midi", ".kar", ".rmi"))
+
+
+def melody(seed: int, notes: int = 40, is_drum: bool = False, program: int = 0) -> Score:
+    """A small tune of stepwise motion that a model can learn a little from."""
+    rng = random.Random(seed)
+    rows, now, pitch = [], 0, 60 + rng.randrange(12)
+    for _ in range(notes):
+        duration = rng.choice([240, 240, 480])
+        rows.append((now, duration, pitch, 80))
+        now += duration
+        pitch += rng.choice([-2, -1, 1, 2])
+        pitch += 5 if pitch < 45 else -5 if pitch > 90 else 0
+    return Score(480, (track_from_notes(rows, program, is_drum),), 100.0)
+
+
+def make_songs(raw_data: Path, count: int) -> None:
+    raw_data.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        write_midi(melody(number), raw_data / f"song{number:02d}.mid")
+
+
+def run_script(script: str, *flags: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run a script of the project as a user does, and take down what it prints."""
+    command = [sys.executable, str(PROJECT / script), *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
+def ok(result: subprocess.CompletedProcess[str]) -> str:
+    """The output of a run that must have succeeded."""
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def refusal(result: subprocess.CompletedProcess[str]) -> str:
+    """The sentence with which a run ended that could not do its job; no traceback."""
+    assert result.returncode != 0, result.stdout
+    assert "Traceback" not in result.stderr, result.stderr
+    return result.stderr
