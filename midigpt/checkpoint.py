@@ -62,7 +62,7 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(folder: Path, device: str = "cpu") -> tuple[GPT, Tokenizer, dict[str, Any]]:
-    """Model (in evaluation mode), tokenizer and run.json. Raises UserError where the folder is no checkpoint of ours."""
+    """Model (in evaluation mode), tokenizer and run.json. Raises UserError where the folder is no checkpoint."""
     needed = ("model.safetensors", "config.json", "tokenizer.json", "run.json")
     missing = [name for name in needed if not (folder / name).exists()]
     if missing:

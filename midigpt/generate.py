@@ -106,7 +106,7 @@ class Writer:
             if token == START_ID:
                 return None
             self.read([token])
-            text += self.tokenizer.id_to_token(token)
+            text += self.tokenizer.id_to_token(token) or ""
             if text.endswith("\n"):
                 break
         return text

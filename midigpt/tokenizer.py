@@ -58,6 +58,22 @@ def read_document(path: Path) -> str:
         raise UserError(f"{path} is missing; make it again with: make dataset") from None
 
 
+def new_tokenizer(vocab_size: int) -> tuple[Tokenizer, trainers.BpeTrainer]:
+    """A tokenizer that has yet to learn its merges, and what teaches it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[START],
+        initial_alphabet=list(ALPHABET),
+        limit_alphabet=len(ALPHABET),
+        show_progress=False,
+    )
+    return tokenizer, trainer
+
+
 def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenizer, int]:
     """Learn BPE from the training songs; writes cache/tokenizer.json and what it was learned from beside it.
 
@@ -75,17 +91,7 @@ def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenize
     paths = list(document_paths(root, training))
     random.Random(split.seed).shuffle(paths)
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=[START],
-        initial_alphabet=list(ALPHABET),
-        limit_alphabet=len(ALPHABET),
-        show_progress=False,
-    )
+    tokenizer, trainer = new_tokenizer(vocab_size)
     read = 0
 
     def texts() -> Iterator[str]:

@@ -140,7 +140,7 @@ first_step = 0
 best: dict[str, float] | None = None  # the record of the best evaluation
 latest = find_checkpoint(run_folder / "latest")
 if latest:
-    saved, _, state = load_checkpoint(latest)
+    saved, tokenizer, state = load_checkpoint(latest)
     for name, value in fixed.items():
         if state["fixed"][name] != value:
             raise UserError(
@@ -255,14 +255,13 @@ for step in bar:
     line = f"step {done:6d}  train {train_loss:.4f} nats per token  {speed:,.0f} tokens/s  {left / 60:.1f} min left"
     record: dict[str, float] = {"step": done, "train_loss": train_loss}
     losses.clear()
-    if evaluates:
-        if val_tokens:
-            nats = nats_of_model()
-            val_loss, bits_per_note = nats / val_tokens, nats / math.log(2) / val.notes
-            record |= {"val_loss": val_loss, "val_bits_per_note": bits_per_note}
-            line += f"  val {val_loss:.4f} nats per token, {bits_per_note:.3f} bits per note"
-            if best is None or val_loss < best["val_loss"]:
-                best = record
+    if evaluates and val_tokens:
+        nats = nats_of_model()
+        val_loss, bits_per_note = nats / val_tokens, nats / math.log(2) / val.notes
+        record |= {"val_loss": val_loss, "val_bits_per_note": bits_per_note}
+        line += f"  val {val_loss:.4f} nats per token, {bits_per_note:.3f} bits per note"
+        if best is None or val_loss < best["val_loss"]:
+            best = record
     with metrics_file.open("a") as out:
         out.write(json.dumps(record) + "\n")
     if evaluates:
