@@ -133,6 +133,14 @@ def pick_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def fast_bf16(device: str) -> bool:
+    """Whether bfloat16 matrix products are faster than float32 there: any recent GPU, CPUs with the instructions."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported()
+    abilities = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.13 and later
+    return device == "cpu" and (abilities.get("avx512_bf16", False) or abilities.get("amx_bf16", False))
+
+
 def optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An AdamW optimizer's state by parameter name, and the random state, as plain tensors."""
     names = {weight: name for name, weight in model.named_parameters()}

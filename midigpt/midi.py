@@ -78,22 +78,20 @@ def read_midi(source: Path | bytes) -> Score:
     if not parts:
         raise MidiError("has no notes")
 
-    separate = midi_format == 2  # independent patterns: nothing one chunk sets holds in another
     tracks = []
     for part in parts:
-        heard = [part.chunk] if separate else range(len(chunks))
-        pedal = [row for chunk in heard for row in events[chunk].pedals if row[1] == part.channel]
+        # In format 2, chunks are independent patterns: what one sets does not hold in another.
+        heard = events[part.chunk : part.chunk + 1] if midi_format == 2 else events
         is_drum = part.channel == DRUM_CHANNEL
-        end = int((part.notes["time"] + part.notes["duration"]).max())
         tracks.append(
             Track(
-                program=0 if is_drum else _program(part, events, heard),
+                program=0 if is_drum else _program(part, events[part.chunk], heard),
                 is_drum=is_drum,
                 onset=part.notes["time"] * tick_factor,
                 duration=part.notes["duration"] * tick_factor,
                 pitch=part.notes["pitch"],
                 velocity=part.notes["velocity"],
-                pedal=_pedal_intervals(pedal, end) * tick_factor,
+                pedal=_pedal_intervals(part, heard) * tick_factor,
                 name=part.name,
             )
         )
@@ -198,13 +196,7 @@ def _scan(chunk: bytes, to_first_note: bool) -> _Events:
     position, end = 8, len(chunk)
     try:
         while position < end:
-            delta = 0
-            while True:  # variable-length quantity: seven bits a byte, the high bit says "more"
-                byte = chunk[position]
-                position += 1
-                delta = delta << 7 | byte & 0x7F
-                if byte < 0x80:
-                    break
+            delta, position = _variable_length(chunk, position)
             tick += delta
             status = running
             if chunk[position] >= 0x80:
@@ -240,13 +232,7 @@ def _scan(chunk: bytes, to_first_note: bool) -> _Events:
                         break
                     if meta == 0x05:  # symusic opens a track for a lyric too: on "channel" 15
                         events.keys.setdefault((15, program[15]), tick)
-                length = 0
-                while True:
-                    byte = chunk[position]
-                    position += 1
-                    length = length << 7 | byte & 0x7F
-                    if byte < 0x80:
-                        break
+                length, position = _variable_length(chunk, position)
                 position += length
             else:  # 0xF1..0xFE have no place in a file
                 break
@@ -255,23 +241,39 @@ def _scan(chunk: bytes, to_first_note: bool) -> _Events:
     return events
 
 
-def _program(part: _Part, events: list[_Events], heard: "range | list[int]") -> int:
-    """The program in force on the part's channel at its first note: its own chunk's, else any other's."""
+def _variable_length(chunk: bytes, position: int) -> tuple[int, int]:
+    """The number at a position, seven bits a byte while the high bit says "more", and the position after it."""
+    number = 0
+    while True:
+        byte = chunk[position]
+        position += 1
+        number = number << 7 | byte & 0x7F
+        if byte < 0x80:
+            return number, position
+
+
+def _program(part: _Part, own: _Events, heard: list[_Events]) -> int:
+    """The program in force on the part's channel at its first note: the chunk's own, else the last of any."""
     first = int(part.notes["time"][0])
-    changes = [
-        (chunk == part.chunk, tick, program)
-        for chunk in heard
-        for tick, channel, program in events[chunk].programs
-        if channel == part.channel and tick <= first
-    ]
-    return max(changes, key=lambda change: change[:2])[2] if changes else 0
+    for sources in ([own], heard):
+        changes = [
+            (tick, program)
+            for events in sources
+            for tick, channel, program in events.programs
+            if channel == part.channel and tick <= first
+        ]
+        if changes:
+            return sorted(changes, key=lambda change: change[0])[-1][1]
+    return 0
 
 
-def _pedal_intervals(rows: list[tuple[int, int, int]], end: int) -> IntArray:
-    """(P, 2) ticks of down and up from (tick, channel, value) rows; a pedal never lifted is held to `end`."""
+def _pedal_intervals(part: _Part, heard: list[_Events]) -> IntArray:
+    """(P, 2) ticks of down and up on the part's channel; a pedal never lifted is held to the part's end."""
+    rows = [(tick, value) for events in heard for tick, channel, value in events.pedals if channel == part.channel]
+    end = int((part.notes["time"] + part.notes["duration"]).max())
     intervals = []
     down = None
-    for tick, _, value in sorted(rows, key=lambda row: row[0]):
+    for tick, value in sorted(rows, key=lambda row: row[0]):
         if value >= 64 and down is None:
             down = tick
         elif value < 64 and down is not None:

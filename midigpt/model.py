@@ -65,6 +65,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
 
 
+class RMSNorm(nn.RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)  # one dtype: one fused kernel
+
+
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, dropout: float) -> None:
         super().__init__()
@@ -74,8 +79,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.n_embd, width, bias=False)
         self.v_proj = nn.Linear(config.n_embd, width, bias=False)
         self.o_proj = nn.Linear(width, config.n_embd, bias=False)
-        self.q_norm = nn.RMSNorm(config.head_dim, NORM_EPS)
-        self.k_norm = nn.RMSNorm(config.head_dim, NORM_EPS)
+        self.q_norm = RMSNorm(config.head_dim, NORM_EPS)
+        self.k_norm = RMSNorm(config.head_dim, NORM_EPS)
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
         B, T, _ = x.shape
@@ -104,9 +109,9 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, dropout: float) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.n_embd, NORM_EPS)
+        self.input_layernorm = RMSNorm(config.n_embd, NORM_EPS)
         self.self_attn = Attention(config, layer, dropout)
-        self.post_attention_layernorm = nn.RMSNorm(config.n_embd, NORM_EPS)
+        self.post_attention_layernorm = RMSNorm(config.n_embd, NORM_EPS)
         self.mlp = FeedForward(config)
         self.dropout = nn.Dropout(dropout)
 
@@ -125,7 +130,7 @@ class GPT(nn.Module):
             {
                 "embed_tokens": nn.Embedding(config.vocab_size, config.n_embd),
                 "layers": nn.ModuleList(Layer(config, layer, dropout) for layer in range(config.n_layer)),
-                "norm": nn.RMSNorm(config.n_embd, NORM_EPS),
+                "norm": RMSNorm(config.n_embd, NORM_EPS),
             }
         )
         self.dropout = nn.Dropout(dropout)

@@ -13,6 +13,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
+from midigpt import workers
 from midigpt.files import UserError, parse_arguments, replacing
 
 CHORALES = 100
@@ -75,10 +78,6 @@ def get_chorales(folder: Path) -> None:
     """Convert the first CHORALES four-part pieces of music21's Bach to MIDI files, unless they are there."""
     if len(list(folder.glob("*.mid"))) >= CHORALES:
         return
-    from tqdm import tqdm
-
-    from midigpt import workers
-
     try:
         from music21 import corpus
     except ImportError:

@@ -35,7 +35,7 @@ class Config:
     """Optimizer steps of the whole run."""
     batch_size: int = 16
     """Windows of block_size tokens a step."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """The highest, after the warm-up; from there it falls in a line to zero."""
     warmup_steps: int = 100
     """Steps in which the learning rate rises in a line."""
@@ -74,6 +74,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from midigpt.checkpoint import (
+    fast_bf16,
     find_checkpoint,
     load_checkpoint,
     optimizer_tensors,
@@ -123,7 +124,7 @@ optimizer = torch.optim.AdamW(
     betas=(0.9, 0.99),  # nanoGPT's for small batches
     fused=True,
 )
-autocast = torch.autocast("cuda", torch.bfloat16) if on_cuda else nullcontext()
+autocast = torch.autocast(device.split(":")[0], torch.bfloat16) if fast_bf16(device) else nullcontext()
 
 # --- go on with a run, or begin one ----------------------------------------------------------------------
 

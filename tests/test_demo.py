@@ -1,0 +1,64 @@
+"""The demo, with a handful of chorales and steps: what it gets, what it leaves out, what it shows."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from midigpt.midi import read_midi
+from midigpt.score import Score
+from midigpt.show import draw_piano_roll
+from tests.conftest import PROJECT, melody
+
+pytest.importorskip("music21", reason="needs music21, where the chorales are: pip install -e '.[demo]'")
+
+
+@pytest.fixture
+def demo() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("demo", PROJECT / "scripts" / "demo.py")
+    assert specification and specification.loader
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def bach(name: str) -> Path:
+    from music21 import corpus
+
+    return next(path for path in corpus.getComposer("bach") if path.name == name)
+
+
+def test_a_chorale_becomes_four_tracks(demo: ModuleType, tmp_path: Path) -> None:
+    assert demo.convert((bach("bwv10.7.mxl"), tmp_path / "a.mid"))
+    assert len(read_midi(tmp_path / "a.mid").tracks) == 4
+
+
+def test_encodings_under_the_claim_of_ccarh_are_left_out(demo: ModuleType, tmp_path: Path) -> None:
+    assert not demo.convert((bach("bwv277.krn"), tmp_path / "a.mid"))
+    assert not (tmp_path / "a.mid").exists()
+
+
+def test_the_demo_ends_with_a_take_and_its_picture(
+    demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def converted(task: tuple[Path, Path]) -> bool:  # workers import by name, which a test's module lacks
+        return bool(demo.convert(task))
+
+    monkeypatch.setattr(demo, "CHORALES", 15)
+    monkeypatch.setattr(demo.workers, "run", lambda _, tasks, __: ((task, converted(task)) for task in tasks))
+    monkeypatch.setattr(
+        demo, "PIPELINE", tuple(step.replace("--max-steps 400", "--max-steps 40") for step in demo.PIPELINE)
+    )
+    demo.main(demo.Args(tmp_path))
+    out, _ = capfd.readouterr()
+    assert len(list((tmp_path / "raw_data").glob("*.mid"))) == 15
+    assert "unigram model" in out and "ratio" in out
+    assert str(tmp_path / "out" / "take-0001.mid") in out.rpartition("Open these")[2]
+    assert (tmp_path / "out" / "take-0001.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_piano_roll_is_drawn_of_many_tracks_and_of_silence(tmp_path: Path) -> None:
+    draw_piano_roll(Score(480, tuple(melody(seed).tracks[0] for seed in range(25))), tmp_path / "many.png")
+    draw_piano_roll(Score(480, ()), tmp_path / "none.png")
+    assert (tmp_path / "many.png").stat().st_size > (tmp_path / "none.png").stat().st_size > 0
