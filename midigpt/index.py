@@ -25,6 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from midigpt.files import UserError
+from midigpt.language import LANGUAGE
 
 EXTENSIONS = (".mid", ".midi", ".kar", ".rmi")
 MAX_NAME_BYTES = 200  # file systems end at 255; "_123.txt" and the path's hash need room
@@ -192,11 +193,13 @@ def _storable(path: str) -> str | bytes:
 
 
 def songs(root: Path) -> list[Song]:
-    """All converted files, in name order. Raises UserError where there is none."""
+    """All converted files, in name order. Raises UserError where there is none, or some in another language."""
     with closing(open_index(root)) as connection:
         rows = connection.execute(
-            "SELECT name, song, tracks FROM files WHERE state = 'converted' ORDER BY name"
+            "SELECT name, song, tracks, language FROM files WHERE state = 'converted' ORDER BY name"
         ).fetchall()
     if not rows:
         raise UserError(f"{root / 'data'} holds no documents yet; make them with: make dataset")
-    return [Song(*row) for row in rows]
+    if any(language != LANGUAGE for *_, language in rows):
+        raise UserError(f"{root / 'data'} is in an older language than {LANGUAGE!r}; make it anew with: make dataset")
+    return [Song(name, song, tracks) for name, song, tracks, _ in rows]

@@ -16,7 +16,7 @@ from midigpt.language import ALPHABET, LANGUAGE
 START = "<|start|>"  # the one special token: a document begins, and so the one before it has ended
 START_ID = 0
 MAX_VOCAB_SIZE = 1 << 16  # train.bin holds two bytes a token
-SAMPLE_LINES = 5_000_000  # BPE learns from at most about this many lines
+SAMPLE_LINES = 2_000_000  # BPE learns from at most about this many lines
 
 # A line is one piece; so is each field of the header (with the space before it), its "#" and its newline.
 _PIECES = r" [^ \n]*|[^ \n]+\n?|\n"

@@ -35,7 +35,7 @@ class Config:
     """Optimizer steps of the whole run."""
     batch_size: int = 16
     """Windows of block_size tokens a step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """The highest, after the warm-up; from there it falls in a line to zero."""
     warmup_steps: int = 100
     """Steps in which the learning rate rises in a line."""

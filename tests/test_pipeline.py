@@ -16,6 +16,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from midigpt.dataset import make_dataset
+from midigpt.files import UserError
 from midigpt.index import index_files, songs
 from midigpt.language import decode, read_header
 from midigpt.midi import read_midi, write_midi
@@ -184,6 +185,8 @@ def test_deleted_documents_and_another_language_are_made_anew(tmp_path: Path) ->
     with sqlite3.connect(tmp_path / "cache" / "index.sqlite") as index:
         index.execute("UPDATE files SET language = 'an older one'")
     (tmp_path / "data" / "song01_1.txt").write_text("an older document")
+    with pytest.raises(UserError, match="make dataset"):
+        learn_tokenizer(tmp_path, 80, SPLIT)
     assert make_dataset(tmp_path).converted == 3
     assert documents(tmp_path) == before
 
