@@ -6,6 +6,7 @@ RUN = .venv/bin/python
 WORK = --root "$(ROOT)" $(ARGS)
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help setup index dataset tokenizer train-bin train sample demo test clean
 
 help:
@@ -54,7 +55,7 @@ sample: .venv/setup
 	@$(RUN) sample.py $(WORK)
 
 demo: .venv/setup-demo
-	@$(RUN) scripts/demo.py $(ARGS)
+	@$(RUN) scripts/demo.py $(if $(filter command,$(firstword $(origin ROOT))),--root "$(ROOT)") $(ARGS)
 
 test: .venv/setup-test
 	.venv/bin/ruff check
@@ -65,6 +66,7 @@ test-%: .venv/setup-test
 	$(RUN) -m pytest -k '$*' $(ARGS)
 
 clean:
-	find "$(ROOT)/data" -maxdepth 1 -name '*_*.txt' -delete
+	@mkdir -p "$(ROOT)/data"
+	find "$(ROOT)/data" -maxdepth 1 -name '*_[0-9]*.txt' -delete
 	rm -f "$(ROOT)"/cache/index.sqlite "$(ROOT)"/cache/tokenizer*.json \
 		"$(ROOT)"/train/*.bin "$(ROOT)"/train/*.npy "$(ROOT)"/train/meta.json

@@ -53,18 +53,23 @@ class Args:
 
 def main(args: Args) -> None:
     check(args)
-    from midigpt.checkpoint import find_checkpoint, load_checkpoint, pick_device
+    from tqdm import tqdm
+
+    from midigpt.checkpoint import find_checkpoint, load_checkpoint
     from midigpt.generate import Drawing
+    from midigpt.language import normalise
+    from midigpt.midi import load_midi
+    from midigpt.model import pick_device
 
     runs = args.root / "train" / "runs" / args.run
     folder = args.model or find_checkpoint(runs / "best") or find_checkpoint(runs / "latest")
     if folder is None:
         raise UserError(f"{runs} holds no checkpoint yet; make one with: make train")
-    prompt = read_prompt(args.prompt) if args.prompt else None
+    prompt = normalise(load_midi(args.prompt)) if args.prompt else None
     model, tokenizer, _ = load_checkpoint(folder, pick_device())
     seed = random.randrange(2**31) if args.seed is None else args.seed
     out = args.out or args.root / "out"
-    for take in range(args.takes):
+    for take in tqdm(range(args.takes), desc="sample", unit="take", disable=None):
         drawing = Drawing(args.temperature, args.top_k, seed + take)
         if prompt:
             score = continue_prompt(model, tokenizer, drawing, prompt, args.notes)
@@ -72,7 +77,7 @@ def main(args: Args) -> None:
             score = begin(model, tokenizer, drawing, args)
         path = save(score, out)
         seconds = score.end / score.ticks_per_beat * 60 / score.tempo_bpm
-        print(f"{path}: {score.notes} notes, {seconds:.0f} s, seed {seed + take}")
+        tqdm.write(f"{path}: {score.notes} notes, {seconds:.0f} s, seed {seed + take}")
     print(f"sample: {args.takes} takes by {folder} in {out}")
 
 
@@ -80,26 +85,16 @@ def check(args: Args) -> None:
     """Raise UserError for wishes that can't be met."""
     if args.takes < 1 or (args.notes is not None and args.notes < 1):
         raise UserError("--takes and --notes must be at least 1")
-    if args.temperature < 0 or (args.top_k is not None and args.top_k < 1):
-        raise UserError("--temperature must be 0 or more, --top-k at least 1")
+    if not 0 <= args.temperature < 100 or (args.top_k is not None and args.top_k < 1):
+        raise UserError("--temperature must be in 0..100, --top-k at least 1")
+    if args.seed is not None and not 0 <= args.seed < 2**62:
+        raise UserError(f"--seed {args.seed} is not in 0..2^62")
     if args.prompt and (args.program is not None or args.tempo is not None):
         raise UserError("--program and --tempo are the prompt's own where there is a --prompt; leave them out")
     if args.program is not None and args.program != "d" and not (args.program.isdecimal() and int(args.program) < 128):
         raise UserError(f"--program {args.program} is neither 0..127 nor d")
     if args.tempo is not None and not 10 <= args.tempo <= 400:
         raise UserError(f"--tempo {args.tempo} is not in 10..400")
-
-
-def read_prompt(path: Path) -> "Score":
-    from midigpt.language import normalise
-    from midigpt.midi import MidiError, read_midi
-
-    try:
-        return normalise(read_midi(path))
-    except MidiError as error:
-        raise UserError(f"the prompt {path} {error}") from None
-    except OSError as error:
-        raise UserError(f"the prompt {path} can't be read ({error.strerror})") from None
 
 
 def begin(model: "GPT", tokenizer: "Tokenizer", drawing: "Drawing", args: Args) -> "Score":
@@ -137,7 +132,9 @@ def continue_prompt(
         document = documents[number]
         writer = Writer(model, tokenizer, drawing)
         unkeyed = document.header.partition(" key=")[0].rstrip("\n") + "\n"  # the key says nothing of the lines
-        writer.read([START_ID, *tokenizer.encode(unkeyed + document.body).ids])
+        head = [START_ID, *tokenizer.encode(unkeyed).ids]
+        writer.head = len(head)
+        writer.read(head + tokenizer.encode(document.body).ids)
         header = read_header(document.header)
         lines = write_lines(writer, header, document.body, notes=notes if until is None else None, until=until)
         until = lines.end if until is None else until
@@ -151,7 +148,11 @@ def save(score: "Score", out: Path) -> Path:
 
     out.mkdir(parents=True, exist_ok=True)
     path = next(path for path in free_names(out) if reserve(path))
-    write_midi(score, path)
+    try:
+        write_midi(score, path)
+    except BaseException:
+        path.unlink()  # the empty file that held the name
+        raise
     return path
 
 

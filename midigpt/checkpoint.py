@@ -48,8 +48,8 @@ def save_checkpoint(
         save_file(
             {name: tensor.cpu().contiguous() for name, tensor in state.items()}, temporary / "optimizer.safetensors"
         )
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    if folder.exists():  # if it does not, a kill left it under the old name alone
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     temporary.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -67,11 +67,16 @@ def load_checkpoint(folder: Path, device: str = "cpu") -> tuple[GPT, Tokenizer, 
     missing = [name for name in needed if not (folder / name).exists()]
     if missing:
         raise UserError(f"{folder} is not a checkpoint of midigpt: {', '.join(missing)} missing")
-    run = read_json(folder / "run.json")
-    if run["language"] != LANGUAGE:
-        raise UserError(f"{folder} speaks another language ({run['language']}) than this version ({LANGUAGE})")
-    config = _model_config(folder, read_json(folder / "config.json"))
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        run = read_json(folder / "run.json")
+        config = _model_config(folder, read_json(folder / "config.json"))
+        tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text())
+    except Exception as error:  # tokenizers raises nothing narrower
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{folder} is a damaged checkpoint ({error})") from None
+    if run.get("language") != LANGUAGE:
+        raise UserError(f"{folder} speaks another language ({run.get('language')}) than this version ({LANGUAGE})")
     if tokenizer.get_vocab_size() != config.vocab_size:
         raise UserError(
             f"{folder}: the model has {config.vocab_size} tokens, the tokenizer {tokenizer.get_vocab_size()};"
@@ -124,21 +129,6 @@ def _model_config(folder: Path, config: dict[str, Any]) -> ModelConfig:
         )
     except KeyError as error:
         raise UserError(f"{folder / 'config.json'} lacks {error}; it is not a config of midigpt") from None
-
-
-def pick_device() -> str:
-    """cuda, mps or cpu: the fastest there is."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def fast_bf16(device: str) -> bool:
-    """Whether bfloat16 matrix products are faster than float32 there: any recent GPU, CPUs with the instructions."""
-    if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported()
-    abilities = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.13 and later
-    return device == "cpu" and (abilities.get("avx512_bf16", False) or abilities.get("amx_bf16", False))
 
 
 def optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,31 +1,37 @@
 """MIDI files -> documents: each track of each indexed file becomes data/NAME_N.txt.
 
-The data folder is always a function of the index and of raw_data/: documents are written under a temporary
-name and renamed, N ascending, and a file's outcome is recorded after its last document. So a run that is
-interrupted at any point, even by kill -9, is completed by the next one.
+Documents are written under a temporary name and renamed, and a file's outcome is recorded after its last
+document; a run begins by removing documents that the index does not know. So one that is interrupted at any
+point, even by kill -9, is completed by the next.
 """
 
 import hashlib
 import os
+import re
 import shutil
 import sqlite3
 import time
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 from tqdm import tqdm
 
 from midigpt import workers
-from midigpt.files import UserError
-from midigpt.index import open_index
-from midigpt.language import LANGUAGE, Document, encode
-from midigpt.midi import MidiError, read_midi
+from midigpt.files import UserError, printable
+from midigpt.index import UNREADABLE, open_index
+from midigpt.language import LANGUAGE, Document, LanguageError, encode
+from midigpt.midi import read_midi
+from midigpt.midi_bytes import MidiError
 
+CRASHED = "crashed the reader"  # as the reason of a refusal
 COMMIT_SECONDS = 1.0  # outcomes younger than this are lost by a kill, and made again
+
+
+_DOCUMENT = re.compile(r".+_[1-9]\d*\.txt", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Outcome:
 
     tracks: int = 0
     notes: int = 0
-    song: str | None = None
+    fingerprint: str | None = None
     reason: str | None = None
 
 
@@ -49,29 +55,30 @@ class Summary:
     converted: int
     documents: int
     notes: int
-    refused: Counter[str]  # files by reason
+    refused: dict[str, str]  # path below raw_data/, for the terminal: reason
     removed: int  # files whose documents went because the MIDI file did
     left: int  # files still to be converted
+    only_refused: int  # how many files the index has, if it has none but refused ones; else 0
 
 
 def make_dataset(root: Path, limit: int | None = None, processes: int = 1) -> Summary:
     """Convert what the index lists as new, at most `limit` files, and drop documents of files that are gone."""
     data = root / "data"
-    data.mkdir(exist_ok=True)
-    shutil.rmtree(data / ".tmp", ignore_errors=True)
-    (data / ".tmp").mkdir()
     with closing(open_index(root)) as index:
+        shutil.rmtree(data / ".tmp", ignore_errors=True)
+        (data / ".tmp").mkdir(parents=True)
         removed = _reconcile(index, data)
         new = index.execute("SELECT path, name FROM files WHERE state = 'new' ORDER BY name").fetchall()
         jobs = [Job(os.fsdecode(path), name) for path, name in new[:limit]]
-        done, refused = [], Counter[str]()
+        done, refused = [], {}
         convert = partial(convert_file, raw_data=root / "raw_data", data=data)
         for job, outcome in _recorded(index, workers.run(convert, jobs, processes), len(jobs)):
             if outcome.reason:
-                _remove_documents(data, job.name)  # of an earlier, interrupted conversion
-                refused[outcome.reason] += 1
+                _remove_documents(data, job.name)  # what a crash has left
+                refused[printable(job.path)] = outcome.reason
             else:
                 done.append(outcome)
+        states = dict(index.execute("SELECT state, count(*) FROM files GROUP BY state"))
     (data / ".tmp").rmdir()
     return Summary(
         converted=len(done),
@@ -80,27 +87,37 @@ def make_dataset(root: Path, limit: int | None = None, processes: int = 1) -> Su
         refused=refused,
         removed=removed,
         left=len(new) - len(jobs),
+        only_refused=states["refused"] if states.keys() == {"refused"} else 0,
     )
 
 
 def _reconcile(index: sqlite3.Connection, data: Path) -> int:
-    """Forget removed files with their documents; mark as new what another language wrote or somebody deleted."""
+    """Make data/ hold just the documents of converted files; returns how many files are gone.
+
+    New again are files that were converted to another language or lack a document, and those that were
+    refused for a reason that may have passed.
+    """
     with index:
-        gone = index.execute("SELECT name FROM files WHERE state = 'removed'").fetchall()
-        for (name,) in gone:
-            _remove_documents(data, name)
-        index.execute("DELETE FROM files WHERE state = 'removed'")
+        gone = index.execute("DELETE FROM files WHERE state = 'removed'").rowcount
         index.execute(
-            "UPDATE files SET state = 'new', reason = NULL WHERE language != ? AND state IN ('converted', 'refused')",
-            (LANGUAGE,),
+            "UPDATE files SET state = 'new' WHERE state IN ('converted', 'refused') AND language != ?"
+            " OR state = 'refused' AND (reason LIKE ? OR reason LIKE ?)",
+            (LANGUAGE, f"{UNREADABLE}%", f"{CRASHED}%"),
         )
         there = {entry.name for entry in os.scandir(data)}
-        rows = index.execute("SELECT name, tracks FROM files WHERE state = 'converted'").fetchall()
-        lacking = [
-            (name,) for name, tracks in rows if not all(f"{name}_{n}.txt" in there for n in range(1, tracks + 1))
-        ]
+        expected: set[str] = set()
+        lacking = []
+        for name, tracks in index.execute("SELECT name, tracks FROM files WHERE state = 'converted'"):
+            documents = {f"{name}_{number}.txt" for number in range(1, tracks + 1)}
+            if documents <= there:
+                expected |= documents
+            else:
+                lacking.append((name,))
         index.executemany("UPDATE files SET state = 'new' WHERE name = ?", lacking)
-    return len(gone)
+    for name in there - expected:
+        if _DOCUMENT.fullmatch(name):
+            (data / name).unlink()
+    return gone
 
 
 def _recorded(
@@ -111,16 +128,17 @@ def _recorded(
     try:
         for job, result in tqdm(results, total=total, desc="dataset", unit="file", disable=None):
             if isinstance(result, workers.Died):
-                result = Outcome(reason=f"crashed the reader ({result})")
+                result = Outcome(reason=f"{CRASHED} ({result})")
             yield job, result
             index.execute(
-                "UPDATE files SET state = ?, reason = ?, tracks = ?, notes = ?, song = ?, language = ? WHERE name = ?",
+                "UPDATE files SET state = ?, reason = ?, tracks = ?, notes = ?, fingerprint = ?, language = ?"
+                " WHERE name = ?",
                 (
                     "refused" if result.reason else "converted",
                     result.reason,
                     result.tracks,
                     result.notes,
-                    result.song,
+                    result.fingerprint,
                     LANGUAGE,
                     job.name,
                 ),
@@ -136,10 +154,10 @@ def convert_file(job: Job, raw_data: Path, data: Path) -> Outcome:
     """Write the documents of one MIDI file. Every fault of the file itself becomes a reason, not an error."""
     try:
         documents = encode(read_midi(raw_data / job.path))
-    except MidiError as error:
+    except (MidiError, LanguageError) as error:
         return Outcome(reason=str(error))
     except OSError as error:
-        return Outcome(reason=f"can't be read ({error.strerror})")
+        return Outcome(reason=f"{UNREADABLE} ({error.strerror})")
     try:
         for number, document in enumerate(documents, start=1):
             temporary = data / ".tmp" / f"{os.getpid()}.txt"
@@ -147,21 +165,19 @@ def convert_file(job: Job, raw_data: Path, data: Path) -> Outcome:
             temporary.replace(data / f"{job.name}_{number}.txt")
     except OSError as error:
         raise UserError(f"{data} can't be written ({error.strerror})") from None
-    _remove_documents(data, job.name, after=len(documents))
-    return Outcome(len(documents), sum(document.notes for document in documents), _song(documents))
+    return Outcome(len(documents), sum(document.notes for document in documents), _fingerprint(documents))
 
 
-def _remove_documents(data: Path, name: str, after: int = 0) -> None:
-    """Remove data/NAME_N.txt for all N > after; the last first, so that an interruption leaves no gap."""
-    last = after
-    while (data / f"{name}_{last + 1}.txt").exists():
-        last += 1
-    for number in range(last, after, -1):
-        with suppress(FileNotFoundError):
+def _remove_documents(data: Path, name: str) -> None:
+    """Remove data/NAME_1.txt, data/NAME_2.txt and so on."""
+    for number in count(1):
+        try:
             (data / f"{name}_{number}.txt").unlink()
+        except FileNotFoundError:
+            break
 
 
-def _song(documents: list[Document]) -> str:
+def _fingerprint(documents: list[Document]) -> str:
     """A fingerprint of the music: the same for a copy, in whatever key, tempo or order of tracks."""
     bodies = sorted(document.body for document in documents)
     return hashlib.sha256("\n".join(bodies).encode()).hexdigest()[:16]

@@ -1,15 +1,13 @@
 """What every command needs of files and of the person at the terminal."""
 
 import json
-import os
+import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
-
-import tyro
 
 Args = TypeVar("Args")
 
@@ -23,23 +21,34 @@ def _say(kind: type[BaseException], error: BaseException, trace: TracebackType |
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
     elif issubclass(kind, KeyboardInterrupt):
         print("\nInterrupted. What was finished is kept; the same command goes on from there.", file=sys.stderr)
+    elif isinstance(error, OSError) and error.filename:
+        print(f"{Path(sys.argv[0]).name}: {error.filename} can't be used ({error.strerror})", file=sys.stderr)
+    elif issubclass(kind, sqlite3.OperationalError):
+        print(f"{Path(sys.argv[0]).name}: the index can't be used ({error})", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 
 
 def parse_arguments(kind: type[Args], description: str | None) -> Args:
-    """The command line as a frozen dataclass; from here on a UserError is printed as its sentence alone."""
+    """The command line as a frozen dataclass; from here on what the user can mend is printed as a sentence."""
+    import tyro
+
     sys.excepthook = _say
     return tyro.cli(kind, description=description)
+
+
+def printable(path: str) -> str:
+    """A path for the terminal: bytes that are no UTF-8 become \\xNN."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name when the block ends well, and goes when it fails.
 
-    So nobody ever sees half a file under its final name.
+    So nobody ever sees half a file under its final name. What a kill leaves is overwritten the next time.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary

@@ -1,10 +1,12 @@
 """The model writes music: a document, or more lines of one, drawn token by token.
 
-A line that breaks the language, or leaves the keyboard, is drawn again, so every take can be decoded.
+Headers are drawn from the fields there can be; a line that breaks the language, or leaves the keyboard, is
+drawn again. So every take can be decoded.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import TypeVar
 
 import torch
@@ -12,16 +14,24 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from midigpt.files import UserError
-from midigpt.language import DEFAULT_KEY, Header, LanguageError, read_header, read_line
+from midigpt.language import DEFAULT_KEY, GRID, TEMPOS, Header, LanguageError, read_header, read_line
 from midigpt.model import GPT, Cache
 from midigpt.tokenizer import START_ID
 
 T = TypeVar("T")
 
-MAX_TRIES = 100  # of a line or header until the model is called untrained
+MAX_TRIES = 100  # of a line until the model is called untrained
 MAX_LINE_TOKENS = 200
 MAX_NOTES = 1000  # of a take that the model does not end
-FIELDS = ("program", "tempo", "meter", "key")  # of a header, in their order
+MAX_LINE_BEATS = 256  # a longer wait, or note, is taken for a slip
+KEPT = 0.75  # of a full context, when it is made room in
+# The fields of a header in their order, with the values to draw from.
+FIELDS = {
+    "program": [*map(str, range(128)), "d"],
+    "tempo": [*map(str, TEMPOS)],
+    "meter": [f"{numerator}/{denominator}" for denominator in (2, 4, 8, 16) for numerator in range(1, 17)],
+    "key": [*map(str, range(128))],
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class Lines:
 
     text: str
     notes: int
-    end: float  # beats after the document's beginning
+    end: int  # grid steps after the document's beginning
 
 
 class Writer:
@@ -49,13 +59,16 @@ class Writer:
         self.model, self.tokenizer, self.drawing = model, tokenizer, drawing
         self.device = next(model.parameters()).device
         self.random = torch.Generator().manual_seed(drawing.seed)
+        texts = [tokenizer.id_to_token(token) or "" for token in range(model.config.vocab_size)]
+        self.ends_field = torch.tensor([text[:1] in (" ", "\n") for text in texts])  # (V,)
         self.tokens: list[int] = []
+        self.head = 0  # of these, how many are start token and header
         self.cache = Cache(model.config, 1, self.device)
         self.logits = torch.empty(0)  # (V,) after the last token
 
     @torch.inference_mode()
     def read(self, ids: list[int]) -> None:
-        """Take tokens as given. When the context is full, its later half is read anew."""
+        """Take tokens as given. When the context is full, the header and the latest tokens are read anew."""
         self.tokens += ids
         if self.cache.length == 0 or self.cache.length + len(ids) > self.model.config.block_size:
             self._fill()
@@ -66,7 +79,9 @@ class Writer:
     def _fill(self) -> None:
         block = self.model.config.block_size
         self.cache.length = 0
-        self._forward(self.tokens if len(self.tokens) <= block else self.tokens[-(block // 2) :])
+        head = self.tokens[: self.head]
+        fits = len(self.tokens) <= block
+        self._forward(self.tokens if fits else head + self.tokens[-max(int(block * KEPT) - len(head), 1) :])
 
     def _forward(self, ids: list[int]) -> None:
         logits = self.model(torch.tensor([ids], device=self.device), cache=self.cache)
@@ -86,11 +101,9 @@ class Writer:
         else:  # the context moved on in between
             self._fill()
 
-    def draw(self, may_end: bool) -> int:
-        """A token from the distribution after what was read; START_ID only if the document may end here."""
-        logits = self.logits.clone()
-        if not may_end:
-            logits[START_ID] = -torch.inf
+    def draw(self, allowed: Tensor) -> int:
+        """A token from the distribution after what was read, among those allowed: a mask of shape (V,)."""
+        logits = self.logits.masked_fill(~allowed, -torch.inf)
         if self.drawing.temperature == 0:
             return int(logits.argmax())
         logits /= self.drawing.temperature
@@ -98,11 +111,34 @@ class Writer:
             logits[logits < logits.topk(self.drawing.top_k).values[-1]] = -torch.inf
         return int(torch.multinomial(logits.softmax(0), 1, generator=self.random))
 
+    def draw_field(self, texts: list[str]) -> str:
+        """Draw one of several header fields, token by token, and read it.
+
+        Where one is the beginning of another (key=6, key=60), it is taken if the model would go on with what
+        can follow a field.
+        """
+        left = {text: self.tokenizer.encode(text).ids for text in texts}
+        for place in count():
+            complete = next((text for text, ids in left.items() if len(ids) == place), None)
+            following = {ids[place] for ids in left.values() if len(ids) > place}
+            if complete and not following:
+                return complete
+            allowed = self.ends_field.clone() if complete else torch.zeros_like(self.ends_field)
+            allowed[list(following)] = True
+            token = self.draw(allowed)
+            if complete and token not in following:
+                return complete
+            self.read([token])
+            left = {text: ids for text, ids in left.items() if ids[place : place + 1] == [token]}
+        raise AssertionError("count() has no end")
+
     def draw_until_newline(self, may_end: bool) -> str | None:
         """Draw tokens up to a newline and read them; None if the document ends instead."""
         text = ""
         for _ in range(MAX_LINE_TOKENS):
-            token = self.draw(may_end and not text)
+            allowed = torch.ones(len(self.logits), dtype=torch.bool)
+            allowed[START_ID] = may_end and not text
+            token = self.draw(allowed)
             if token == START_ID:
                 return None
             self.read([token])
@@ -113,67 +149,68 @@ class Writer:
 
 
 def write_header(writer: Writer, wishes: dict[str, str]) -> str:
-    """Begin a document: the wished fields, and behind them those the model adds."""
-    wished = [name for name in FIELDS if name in wishes]
-    begin = " ".join(["#", *(f"{name}={wishes[name]}" for name in wished)])
-    to_come = FIELDS[FIELDS.index(wished[-1]) + 1 :] if wished else FIELDS
-    writer.read([START_ID, *writer.tokenizer.encode(begin).ids])
-
-    def attempt() -> str | None:
-        text = begin + (writer.draw_until_newline(may_end=False) or "")
-        header = read_header(text)
-        has = {
-            "program": header.program is not None or header.is_drum,
-            "tempo": header.tempo_bpm is not None,
-            "meter": header.meter is not None,
-            "key": header.key is not None or header.is_drum or wishes.get("program") == "d",
-        }
-        as_wished = text.endswith("\n") and text[len(begin)] in " \n"
-        return text if as_wished and all(has[name] for name in to_come) else None
-
-    return _try_again(writer, attempt, "a header")
+    """Begin a document: its start, and a header of the wished fields and of values the model draws for the others."""
+    writer.read([START_ID, *writer.tokenizer.encode("#").ids])
+    text = "#"
+    for name, values in FIELDS.items():
+        if name == "key" and read_header(text).is_drum:
+            continue
+        text += writer.draw_field([f" {name}={value}" for value in ([wishes[name]] if name in wishes else values)])
+    writer.read(writer.tokenizer.encode("\n").ids)
+    writer.head = len(writer.tokens)
+    return text + "\n"
 
 
 def write_lines(
-    writer: Writer, header: Header, given: str = "", notes: int | None = None, until: float | None = None
+    writer: Writer, header: Header, given: str = "", notes: int | None = None, until: int | None = None
 ) -> Lines:
     """Go on behind a document's header and `given` lines, which the writer has read.
 
     Writes `notes` notes (to the end of their line); without, until the model ends the document or MAX_NOTES
-    are written; in any case no line that starts at or after beat `until`.
+    are written; in any case no line that starts at or after grid step `until`. What the model writes is held
+    to the normal form: silence as a line of its own only at the beginning, times on the grid.
     """
     reference = DEFAULT_KEY if header.key is None else header.key
-    now = 0.0  # beats
+    now = 0
     for line in given.splitlines():
         _, time, reference = read_line(line, reference, header.is_drum)
-        now += _beats(time)
+        now += _steps(time)
     text, written = "", 0
 
-    def attempt() -> tuple[str | None, int, float, int] | None:
+    def attempt() -> tuple[str | None, int, int, int] | None:
         line = writer.draw_until_newline(may_end=notes is None and written > 0)
         if line is None:
-            return None, 0, 0.0, reference
+            return None, 0, 0, reference
         if not line.endswith("\n"):
             return None
         read, time, after = read_line(line[:-1], reference, header.is_drum)
-        return line, len(read), _beats(time), after
+        if not read and (text or given):
+            return None
+        times = [time, *(length for _, _, length in read if length)]
+        if any(_steps(t) > MAX_LINE_BEATS * GRID for t in times):
+            return None
+        return line, len(read), _steps(time), after
 
     while written < (notes or MAX_NOTES) and (until is None or now < until):
-        drawn, count, beats, reference = _try_again(writer, attempt, "a line")
+        drawn, more, steps, reference = _try_again(writer, attempt)
         if drawn is None:
             break
-        text, written, now = text + drawn, written + count, now + beats
+        text, written, now = text + drawn, written + more, now + steps
     return Lines(text, written, now)
 
 
-def _beats(time: str) -> float:
-    count, unit = time.split("/")
-    return int(count) / int(unit)
+def _steps(time: str) -> int:
+    """A time in grid steps. Raises LanguageError where it is not on the grid."""
+    beats, unit = map(int, time.split("/"))
+    if GRID % unit:
+        raise LanguageError(f"{time} is not on the grid of {GRID} steps to the beat")
+    return beats * (GRID // unit)
 
 
-def _try_again(writer: Writer, attempt: Callable[[], T | None], what: str) -> T:
+def _try_again(writer: Writer, attempt: Callable[[], T | None]) -> T:
     mark = writer.mark()
-    for _ in range(MAX_TRIES):
+    tries = 1 if writer.drawing.temperature == 0 else MAX_TRIES  # without chance, every try is the same
+    for _ in range(tries):
         try:
             result = attempt()
         except LanguageError:
@@ -181,6 +218,7 @@ def _try_again(writer: Writer, attempt: Callable[[], T | None], what: str) -> T:
         if result is not None:
             return result
         writer.rewind(mark)
-        if writer.drawing.temperature == 0:
-            break
-    raise UserError(f"in {MAX_TRIES} tries the model did not write {what} of the language; train it for longer")
+    raise UserError(
+        f"the model did not write a line of the language ({tries} tries); train it for longer,"
+        " or draw at another --temperature or --seed"
+    )

@@ -8,7 +8,7 @@ cache/index.sqlite has one table, `files`, with a row per MIDI file:
     state    new (to be converted), converted, refused, removed (its documents are still to go)
     reason   why it was refused
     tracks, notes    documents written, notes in them
-    song     fingerprint of the music without its key and tempo: equal for a copy or a transposition
+    fingerprint   of the music without its key and tempo: equal for a copy or a transposition
     language what it was converted to (midigpt.language.LANGUAGE)
 """
 
@@ -27,13 +27,14 @@ from tqdm import tqdm
 from midigpt.files import UserError
 from midigpt.language import LANGUAGE
 
+UNREADABLE = "can't be read"  # as the reason of a refusal; it may pass
 EXTENSIONS = (".mid", ".midi", ".kar", ".rmi")
 MAX_NAME_BYTES = 200  # file systems end at 255; "_123.txt" and the path's hash need room
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
     path PRIMARY KEY NOT NULL,
-    name TEXT NOT NULL,
+    name TEXT NOT NULL UNIQUE,
     folded TEXT NOT NULL UNIQUE,
     size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL,
@@ -42,7 +43,7 @@ CREATE TABLE IF NOT EXISTS files (
     reason TEXT,
     tracks INTEGER NOT NULL DEFAULT 0,
     notes INTEGER NOT NULL DEFAULT 0,
-    song TEXT,
+    fingerprint TEXT,
     language TEXT
 );
 CREATE INDEX IF NOT EXISTS by_state ON files (state);
@@ -54,7 +55,7 @@ class Song:
     """A converted file: its documents are data/NAME_1.txt .. data/NAME_{tracks}.txt."""
 
     name: str
-    song: str
+    fingerprint: str  # of the music
     tracks: int
 
 
@@ -63,10 +64,12 @@ def open_index(root: Path, create: bool = False) -> sqlite3.Connection:
     path = root / "cache" / "index.sqlite"
     if not create and not path.exists():
         raise UserError(f"{path} does not exist yet; make it with: make index")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path)
         connection.executescript(_SCHEMA)
+    except sqlite3.OperationalError as error:
+        raise UserError(f"{path} can't be used ({error}); is another run at work there?") from None
     except sqlite3.DatabaseError as error:
         raise UserError(f"{path} is not an index ({error}); delete it and run: make index") from None
     return connection
@@ -119,7 +122,7 @@ def _update(connection: sqlite3.Connection, raw_data: Path, found: dict[str, tup
                 count["changed"] += 1
             connection.execute(
                 "UPDATE files SET size = ?, mtime_ns = ?, sha256 = ?, state = ?, reason = ?, tracks = 0, notes = 0,"
-                " song = NULL, language = NULL WHERE path = ?",
+                " fingerprint = NULL, language = NULL WHERE path = ?",
                 (size, mtime_ns, sha256, "refused" if reason else "new", reason, _storable(path)),
             )
     return count
@@ -155,7 +158,7 @@ def _digest(path: Path) -> tuple[str | None, str | None]:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest(), None
     except OSError as error:
-        return None, f"can't be read ({error.strerror})"
+        return None, f"{UNREADABLE} ({error.strerror})"
 
 
 def _new_name(path: str, taken: set[str]) -> str:
@@ -196,10 +199,10 @@ def songs(root: Path) -> list[Song]:
     """All converted files, in name order. Raises UserError where there is none, or some in another language."""
     with closing(open_index(root)) as connection:
         rows = connection.execute(
-            "SELECT name, song, tracks, language FROM files WHERE state = 'converted' ORDER BY name"
+            "SELECT name, fingerprint, tracks, language FROM files WHERE state = 'converted' ORDER BY name"
         ).fetchall()
     if not rows:
         raise UserError(f"{root / 'data'} holds no documents yet; make them with: make dataset")
     if any(language != LANGUAGE for *_, language in rows):
         raise UserError(f"{root / 'data'} is in an older language than {LANGUAGE!r}; make it anew with: make dataset")
-    return [Song(name, song, tracks) for name, song, tracks, _ in rows]
+    return [Song(name, fingerprint, tracks) for name, fingerprint, tracks, _ in rows]

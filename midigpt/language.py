@@ -19,21 +19,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from midigpt.score import IntArray, Score, Track
+from midigpt.score import IntArray, Score, Track, cut_repeats
 
 GRID = 24  # steps to the beat: holds 32nds and triplets
 VELOCITY_STEP = 8  # velocities to a loudness bin: 16 bins
 VELOCITY_BINS = 128 // VELOCITY_STEP
 DEFAULT_KEY = 60  # the anchor where the header names none
 LANGUAGE = f"interval-1 layout=track grid={GRID} velocity-bins={VELOCITY_BINS} pedal=on"
-ALPHABET = "".join(sorted(set("0123456789+-=|:/\n# program=d tempo meter key")))  # every character of a document
 
 # The tempos a header can name, in beats per minute; none is further than 5 % from the next.
 TEMPOS = (*range(20, 40), *range(40, 120, 2), *range(120, 240, 5), *range(240, 321, 10))
 
-MAX_TICKS = 2**31 - 1  # of a whole piece, as in a MIDI file
+TEMPO_RANGE = range(4, 1000)  # of the reader; slower than 3.6 no MIDI file can be
+MAX_TICKS = 2**31 - 1  # of a whole piece
 MAX_RESOLUTION = 0x7FFF  # ticks per beat, likewise
 
+_BODY_ALPHABET = "0123456789+-=|:/\n"
+ALPHABET = "".join(sorted(set(_BODY_ALPHABET + "# program=d tempo meter key")))  # of a whole document
+_NO_BODY = str.maketrans("", "", _BODY_ALPHABET)
 _TIME = r"([1-9]\d{0,9})/([1-9]\d{0,4})"
 _NOTE = re.compile(rf"(0|[1-9]\d{{0,2}})([+\-=])([1-9]\d?)(?::{_TIME})?")
 _LINE_TIME = re.compile(_TIME)
@@ -85,10 +88,7 @@ def _normalise_track(track: Track, ticks_per_beat: int) -> Track:
     end = np.maximum.reduceat(end[order], first)
     velocity = np.maximum.reduceat(track.velocity[order], first)
 
-    order = np.argsort(pitch * np.int64(1 << 40) + onset)
-    again = np.flatnonzero(pitch[order][1:] == pitch[order][:-1])
-    this, following = order[again], order[again + 1]
-    end[this] = np.minimum(end[this], onset[following])
+    end = cut_repeats(onset, end, pitch)
 
     bins = -(-velocity // VELOCITY_STEP)
     velocity = bins * VELOCITY_STEP - VELOCITY_STEP // 2
@@ -116,9 +116,11 @@ def encode(score: Score, end: int | None = None) -> list[Document]:
     """Write a score in normal form, a document for each track that has notes.
 
     Documents end with their last note, or, if `end` (grid steps) is given and later than that note's onset,
-    there: a prompt runs to its cut.
+    there: a prompt runs to its cut. Raises LanguageError for a piece of more than MAX_TICKS steps.
     """
     score = normalise(score)
+    if score.end > MAX_TICKS:
+        raise LanguageError(f"the piece is {score.end} steps long; {MAX_TICKS} is the most")
     return [_encode_track(track, score, end) for track in score.tracks]
 
 
@@ -208,15 +210,20 @@ def decode(documents: Iterable[str]) -> Score:
     """Read documents, in normal form or not, as the tracks of one score.
 
     Tempo and meter are those of the first document that names them. The clock is GRID ticks to the beat, or
-    finer where a text's times need it. Raises LanguageError, which names the document's line.
+    finer where a text's times need it. Raises LanguageError, which names document and line.
     """
     texts = list(documents)
     units = {int(unit) for text in texts for unit in _UNIT.findall(_body(text)) if len(unit) <= 5 and int(unit)}
     resolution = math.lcm(GRID, *units)
     if resolution > MAX_RESOLUTION:
         raise LanguageError(f"times in units of {', '.join(map(str, sorted(units)))} of a beat have no common clock")
-    headers = [read_header(text) for text in texts]
-    tracks = [_decode_track(text, header, resolution) for text, header in zip(texts, headers, strict=True)]
+    headers, tracks = [], []
+    for number, text in enumerate(texts, start=1):
+        try:
+            headers.append(read_header(text))
+            tracks.append(_decode_track(text, headers[-1], resolution))
+        except LanguageError as error:
+            raise LanguageError(f"document {number}, {error}" if len(texts) > 1 else str(error)) from None
     tempo = next((header.tempo_bpm for header in headers if header.tempo_bpm), 120)
     meter = next((header.meter for header in headers if header.meter), (4, 4))
     return Score(resolution, tuple(track for track in tracks if len(track)), float(tempo), meter)
@@ -229,6 +236,19 @@ def split_documents(text: str) -> list[str]:
 
 def _body(text: str) -> str:
     return text.partition("\n")[2] if text.startswith("#") else text
+
+
+def check_document(text: str) -> None:
+    """A quick look whether text can be a document: LanguageError for prose, of course, and binary data.
+
+    The header is read, the lines' characters and the first line's form are checked; not every line.
+    """
+    header = read_header(text)
+    body = _body(text)
+    if strange := body.translate(_NO_BODY):
+        raise LanguageError(f"{_shown(strange)} has no place in a document's lines")
+    if first := body.partition("\n")[0]:
+        read_line(first, DEFAULT_KEY if header.key is None else header.key, header.is_drum)
 
 
 def read_header(text: str) -> Header:
@@ -253,7 +273,7 @@ def _read_field(word: str, name: str, value: str) -> dict[str, Any]:
         return {"is_drum": True}
     if name == "program" and 0 <= number < 128:
         return {"program": number}
-    if name == "tempo" and number > 0:
+    if name == "tempo" and number in TEMPO_RANGE:
         return {"tempo_bpm": number}
     if name == "key" and 0 <= number < 128:
         return {"key": number}
@@ -262,7 +282,7 @@ def _read_field(word: str, name: str, value: str) -> dict[str, Any]:
         if numerator < 256:
             return {"meter": (numerator, denominator)}
     raise LanguageError(
-        f"line 1: the header field {word!r} is none of program=0..127 or d, tempo=BPM, meter=4/4, key=0..127"
+        f"line 1: the header field {word!r} is none of program=0..127 or d, tempo=4..999, meter=4/4, key=0..127"
     )
 
 

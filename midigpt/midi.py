@@ -1,42 +1,26 @@
 """MIDI file <-> Score.
 
 Reading is done by symusic, one MTrk chunk at a time, because only then is it known which notes shared a
-chunk. What symusic leaves out is added here from the bytes themselves: the channel of each track, programs
-and sustain pedals that stand in another chunk, and SMPTE time. Writing is done by mido.
-
-Specification: MIDI 1.0 Detailed Specification, part "Standard MIDI Files 1.0" (MIDI Association).
+chunk. What symusic leaves out is added by midi_bytes: the channel of each track, programs and sustain
+pedals that stand in another chunk, SMPTE time. Writing is done by mido.
 """
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import mido
 import numpy as np
 import symusic
 
-from midigpt.files import replacing
-from midigpt.score import IntArray, Score, Track
+from midigpt.files import UserError, replacing
+from midigpt.midi_bytes import PEDAL, Events, MidiError, clock, readable, scan, split_file
+from midigpt.score import IntArray, Score, Track, cut_repeats
 
 DRUM_CHANNEL = 9  # counted from 0; "channel 10" in print
-PEDAL = 64  # the controller number of the sustain pedal
-HEADER_WITHIN = 512  # a RIFF, MacBinary or web-server header may stand before MThd
-TICKS_PER_BEAT = 480  # at least this fine when writing, as most sequencers expect
+FINE_TICKS = 480  # ticks per beat to write with at least, as sequencers expect
 MAX_DELTA = 0x0FFFFFFF  # the largest time between two events a MIDI file can hold
-
-
-class MidiError(ValueError):
-    """A MIDI file that cannot be read or written, in words its owner understands."""
-
-
-@dataclass
-class _Events:
-    """What one MTrk chunk says besides its notes. Times in ticks."""
-
-    keys: dict[tuple[int, int], int] = field(default_factory=dict)  # (channel, program) -> first note
-    programs: list[tuple[int, int, int]] = field(default_factory=list)  # (tick, channel, program)
-    pedals: list[tuple[int, int, int]] = field(default_factory=list)  # (tick, channel, value of CC 64)
-    whole: bool = True  # False where reading stopped at the first note
+_HEADER = b"MThd" + struct.pack(">IHHH", 6, 1, 1, 480)  # before a single chunk; ticks are read as they are
 
 
 @dataclass
@@ -49,6 +33,16 @@ class _Part:
     notes: dict[str, IntArray]
 
 
+def load_midi(path: Path) -> Score:
+    """read_midi for a command: whatever is wrong with the file becomes a UserError that names it."""
+    try:
+        return read_midi(path)
+    except MidiError as error:
+        raise UserError(f"{path} {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror})") from None
+
+
 def read_midi(source: Path | bytes) -> Score:
     """Read a Standard MIDI File (also inside RIFF or behind a foreign header of up to 512 bytes).
 
@@ -59,126 +53,73 @@ def read_midi(source: Path | bytes) -> Score:
     Raises MidiError where the file is not MIDI, is damaged or has no notes; OSError where it can't be opened.
     """
     data = source if isinstance(source, bytes) else source.read_bytes()
-    midi_format, division, chunks = _split(data)
-    ticks_per_beat, tick_factor, smpte = _clock(division)
-    header = b"MThd" + struct.pack(">IHHH", 6, 1, 1, TICKS_PER_BEAT)  # ticks are read as they are
-    parsed = []
-    for number, chunk in enumerate(chunks):
+    midi_format, division, chunks = split_file(data)
+    ticks_per_beat, tick_factor, is_smpte = clock(division)
+    parsed, parts, events = [], [], []
+    for number, chunk in enumerate(map(readable, chunks)):
         try:
-            parsed.append(symusic.Score.from_midi(header + chunk))
+            parsed.append(symusic.Score.from_midi(_HEADER + chunk))
         except RuntimeError as error:
             cause = str(error).removeprefix("MiniMidi: ").split(": iostream error")[0]
             raise MidiError(f"has a damaged track chunk ({number + 1} of {len(chunks)}: {cause})") from None
-
-    events, parts = [], []
-    for number, (chunk, score) in enumerate(zip(chunks, parsed, strict=True)):
-        chunk_parts, chunk_events = _parts(number, chunk, score)
+        chunk_parts, chunk_events = _parts(number, chunk, parsed[-1])
         parts += chunk_parts
         events.append(chunk_events)
     if not parts:
         raise MidiError("has no notes")
+    # In format 2, chunks are independent patterns: what one sets does not hold in another.
+    heard = [events[part.chunk : part.chunk + 1] if midi_format == 2 else events for part in parts]
+    tracks = tuple(_track(part, events[part.chunk], h, tick_factor) for part, h in zip(parts, heard, strict=True))
+    return Score(ticks_per_beat, tracks, 120.0 if is_smpte else _first_tempo(parsed), _first_meter(parsed))
 
-    tracks = []
-    for part in parts:
-        # In format 2, chunks are independent patterns: what one sets does not hold in another.
-        heard = events[part.chunk : part.chunk + 1] if midi_format == 2 else events
-        is_drum = part.channel == DRUM_CHANNEL
-        tracks.append(
-            Track(
-                program=0 if is_drum else _program(part, events[part.chunk], heard),
-                is_drum=is_drum,
-                onset=part.notes["time"] * tick_factor,
-                duration=part.notes["duration"] * tick_factor,
-                pitch=part.notes["pitch"],
-                velocity=part.notes["velocity"],
-                pedal=_pedal_intervals(part, heard) * tick_factor,
-                name=part.name,
-            )
-        )
-    tempo = 120.0 if smpte else _first_tempo(parsed)
-    return Score(ticks_per_beat, tuple(tracks), tempo, _first_meter(parsed))
+
+def _track(part: _Part, own: Events, heard: list[Events], tick_factor: int) -> Track:
+    is_drum = part.channel == DRUM_CHANNEL
+    return Track(
+        program=0 if is_drum else _program(part, own, heard),
+        is_drum=is_drum,
+        onset=part.notes["time"] * tick_factor,
+        duration=part.notes["duration"] * tick_factor,
+        pitch=part.notes["pitch"],
+        velocity=part.notes["velocity"],
+        pedal=_pedal_intervals(part, heard) * tick_factor,
+        name=part.name,
+    )
 
 
 def _first_tempo(chunks: list["symusic.core.ScoreTick"]) -> float:
-    tempos = [(tempo.time, number, tempo.mspq) for number, chunk in enumerate(chunks) for tempo in chunk.tempos]
-    microseconds_per_beat = next((mspq for _, _, mspq in sorted(tempos) if mspq > 0), 500_000)
-    return 6e7 / microseconds_per_beat
+    """Quarter notes a minute."""
+    tempos = [(tempo.time, tempo.mspq) for chunk in chunks for tempo in chunk.tempos if tempo.mspq > 0]
+    return 6e7 / min(tempos, key=lambda tempo: tempo[0], default=(0, 500_000))[1]
 
 
 def _first_meter(chunks: list["symusic.core.ScoreTick"]) -> tuple[int, int]:
     meters = [
-        (meter.time, number, meter.numerator, meter.denominator)
-        for number, chunk in enumerate(chunks)
+        (meter.time, (meter.numerator, meter.denominator))
+        for chunk in chunks
         for meter in chunk.time_signatures
         if meter.numerator > 0 and meter.denominator in (1, 2, 4, 8, 16, 32, 64, 128)
     ]
-    return min(meters)[2:] if meters else (4, 4)
+    return min(meters, key=lambda meter: meter[0], default=(0, (4, 4)))[1]
 
 
-def _split(data: bytes) -> tuple[int, int, list[bytes]]:
-    """The format, the division and the MTrk chunks of a file's bytes."""
-    if not data:
-        raise MidiError("is empty (0 bytes)")
-    start = data.find(b"MThd", 0, HEADER_WITHIN)
-    if start < 0:
-        raise MidiError("is not a MIDI file (it has no MThd header)")
-    if len(data) < start + 14:
-        raise MidiError("is truncated (it ends inside the header)")
-    length, midi_format, _, division = struct.unpack_from(">IHHH", data, start + 4)
-    if not 6 <= length <= len(data) - start - 8:
-        raise MidiError(f"has a damaged header (it claims {length} bytes; 6 are usual)")
-    chunks: list[bytes] = []
-    position = start + 8 + length
-    while position + 8 <= len(data):
-        kind, length = struct.unpack_from(">4sI", data, position)
-        end = position + 8 + length
-        if kind == b"MTrk":
-            if end > len(data):
-                raise MidiError(f"is truncated ({end - len(data)} bytes of track chunk {len(chunks) + 1} are missing)")
-            chunks.append(data[position:end])
-        position = end
-    return midi_format, division, chunks
-
-
-def _clock(division: int) -> tuple[int, int, bool]:
-    """(ticks per beat, factor for every tick, whether it was SMPTE time) of a header's division field.
-
-    SMPTE time counts ticks of a second; at 120 BPM a beat is half a second, so two of our ticks are one of
-    the file's.
-    """
-    if division < 0x8000:
-        if division == 0:
-            raise MidiError("has a damaged header (0 ticks per beat)")
-        return division, 1, False
-    frames, ticks_per_frame = 256 - (division >> 8), division & 0xFF
-    if frames not in (24, 25, 29, 30) or ticks_per_frame == 0:
-        raise MidiError(f"has a damaged header (SMPTE time of {frames} frames of {ticks_per_frame} ticks)")
-    frame_rate = 30000 / 1001 if frames == 29 else frames
-    return round(frame_rate * ticks_per_frame), 2, True
-
-
-def _parts(number: int, chunk: bytes, score: "symusic.core.ScoreTick") -> tuple[list[_Part], _Events]:
+def _parts(number: int, chunk: bytes, score: "symusic.core.ScoreTick") -> tuple[list[_Part], Events]:
     """One chunk's notes by channel, and its other events.
 
-    symusic gives one track for each (channel, program) with notes, in that order, but not the channel. It
-    is read from the bytes: up to the first note where there is one track, else (or where there is no note
-    to stop at) to the chunk's end.
+    symusic gives one track for each (channel, program) with notes, in that order, but not the channel.
     """
     tracks = list(score.tracks)
-    events = _scan(chunk, to_first_note=len(tracks) == 1)
-    keys = sorted(events.keys)
-    if len(keys) != len(tracks):  # never seen; it would mean the scan and symusic read different events
+    events = scan(chunk, to_first_note=len(tracks) == 1)
+    players = sorted(events.players)
+    if len(players) != len(tracks):
         raise MidiError(f"has a damaged track chunk ({number + 1}: its events can't be told apart)")
     by_channel: dict[int, list[symusic.core.TrackTick]] = {}
-    for (channel, _), track in zip(keys, tracks, strict=True):
+    for (channel, _), track in zip(players, tracks, strict=True):
         by_channel.setdefault(channel, []).append(track)
     parts = []
     for channel, members in by_channel.items():
         if not events.whole:
-            controls = members[0].controls.numpy()
-            is_pedal = controls["number"] == PEDAL
-            pedal = zip(controls["time"][is_pedal].tolist(), controls["value"][is_pedal].tolist(), strict=True)
-            events.pedals = [(tick, channel, value) for tick, value in pedal]
+            events.pedals = [row for row in events.pedals if row[1] != channel] + _pedals(members[0], channel)
         arrays = [member.notes.numpy() for member in members if len(member.notes)]
         if not arrays:
             continue
@@ -188,71 +129,15 @@ def _parts(number: int, chunk: bytes, score: "symusic.core.ScoreTick") -> tuple[
     return parts, events
 
 
-def _scan(chunk: bytes, to_first_note: bool) -> _Events:
-    """Read programs, pedals and who plays from an MTrk chunk's bytes; stops where the bytes end."""
-    events = _Events()
-    program = [0] * 16
-    tick = running = 0
-    position, end = 8, len(chunk)
-    try:
-        while position < end:
-            delta, position = _variable_length(chunk, position)
-            tick += delta
-            status = running
-            if chunk[position] >= 0x80:
-                status = chunk[position]
-                position += 1
-            if status < 0xF0:
-                running = status
-            channel, kind = status & 0x0F, status & 0xF0
-            if kind == 0x90:
-                if chunk[position + 1]:
-                    events.keys.setdefault((channel, program[channel]), tick)
-                    if to_first_note:
-                        events.whole = False
-                        return events
-                position += 2
-            elif kind in (0x80, 0xA0, 0xE0):
-                position += 2
-            elif kind == 0xB0:
-                if chunk[position] == PEDAL:
-                    events.pedals.append((tick, channel, chunk[position + 1]))
-                position += 2
-            elif kind == 0xC0:
-                program[channel] = chunk[position]
-                events.programs.append((tick, channel, chunk[position]))
-                position += 1
-            elif kind == 0xD0:
-                position += 1
-            elif status in (0xF0, 0xF7, 0xFF):
-                if status == 0xFF:
-                    meta = chunk[position]
-                    position += 1
-                    if meta == 0x2F:  # end of track
-                        break
-                    if meta == 0x05:  # symusic opens a track for a lyric too: on "channel" 15
-                        events.keys.setdefault((15, program[15]), tick)
-                length, position = _variable_length(chunk, position)
-                position += length
-            else:  # 0xF1..0xFE have no place in a file
-                break
-    except IndexError:
-        pass
-    return events
+def _pedals(track: "symusic.core.TrackTick", channel: int) -> list[tuple[int, int, int]]:
+    """(tick, channel, value) of the pedal's controllers (symusic's own intervals go wrong on channels above 0)."""
+    controls = track.controls.numpy()
+    is_pedal = controls["number"] == PEDAL
+    rows = zip(controls["time"][is_pedal].tolist(), controls["value"][is_pedal].tolist(), strict=True)
+    return [(tick, channel, value) for tick, value in rows]
 
 
-def _variable_length(chunk: bytes, position: int) -> tuple[int, int]:
-    """The number at a position, seven bits a byte while the high bit says "more", and the position after it."""
-    number = 0
-    while True:
-        byte = chunk[position]
-        position += 1
-        number = number << 7 | byte & 0x7F
-        if byte < 0x80:
-            return number, position
-
-
-def _program(part: _Part, own: _Events, heard: list[_Events]) -> int:
+def _program(part: _Part, own: Events, heard: list[Events]) -> int:
     """The program in force on the part's channel at its first note: the chunk's own, else the last of any."""
     first = int(part.notes["time"][0])
     for sources in ([own], heard):
@@ -267,7 +152,7 @@ def _program(part: _Part, own: _Events, heard: list[_Events]) -> int:
     return 0
 
 
-def _pedal_intervals(part: _Part, heard: list[_Events]) -> IntArray:
+def _pedal_intervals(part: _Part, heard: list[Events]) -> IntArray:
     """(P, 2) ticks of down and up on the part's channel; a pedal never lifted is held to the part's end."""
     rows = [(tick, value) for events in heard for tick, channel, value in events.pedals if channel == part.channel]
     end = int((part.notes["time"] + part.notes["duration"]).max())
@@ -287,11 +172,12 @@ def _pedal_intervals(part: _Part, heard: list[_Events]) -> IntArray:
 def write_midi(score: Score, path: Path) -> None:
     """Write a format 1 file: a conductor track with tempo and meter, then a track for each of the score's.
 
-    Drums go to channel 10; every program gets a channel of its own as long as the 15 others last.
-    Raises MidiError for a silence longer than a MIDI file can hold.
+    Drums go to channel 10; every track gets a channel of its own as long as the 15 others last. A note ends
+    where its pitch starts again, else a player could not tell the two apart. Pedals are not written:
+    normalise() turns them into lengths. Raises MidiError for a silence longer than a MIDI file can hold.
     """
-    scale = -(-TICKS_PER_BEAT // score.ticks_per_beat)
-    file = mido.MidiFile(type=1, ticks_per_beat=score.ticks_per_beat * scale)
+    scale = -(-FINE_TICKS // score.ticks_per_beat)
+    file = mido.MidiFile(type=1, ticks_per_beat=score.ticks_per_beat * scale, charset="utf-8")
     if file.ticks_per_beat > 0x7FFF:
         raise MidiError(f"a MIDI file can't hold {file.ticks_per_beat} ticks per beat (32767 is the most)")
     conductor = file.add_track()
@@ -318,7 +204,8 @@ def _write_track(out: mido.MidiTrack, track: Track, channel: int, scale: int) ->
     if not track.is_drum:
         out.append(mido.Message("program_change", channel=channel, program=track.program))
     onset = track.onset * scale
-    end = onset + np.maximum(track.duration * scale, 1)  # an end at its own beginning would come before it
+    end = cut_repeats(onset, onset + track.duration * scale, track.pitch)
+    end = np.maximum(end, onset + 1)  # an end at its own beginning would come before it
     events = [
         (t, 1, p, v) for t, p, v in zip(onset.tolist(), track.pitch.tolist(), track.velocity.tolist(), strict=True)
     ]

@@ -148,6 +148,7 @@ class GPT(nn.Module):
         """
         start = cache.length if cache else 0
         T = tokens.shape[1]
+        assert start == 0 or T == 1, "behind a filled cache the mask would be wrong"
         if positions is None:
             positions = torch.arange(start, start + T, device=tokens.device)[None]
         angles = rotary_angles(positions, self.config)
@@ -160,3 +161,18 @@ class GPT(nn.Module):
 
     def parameter_count(self) -> int:
         return sum(weight.numel() for weight in self.parameters())
+
+
+def pick_device() -> str:
+    """cuda, mps or cpu: the fastest there is."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def fast_bf16(device: str) -> bool:
+    """Whether bfloat16 matrix products are faster than float32 there: any recent GPU, CPUs with the instructions."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported()
+    abilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.13 and later
+    return device == "cpu" and (abilities.get("avx512_bf16", False) or abilities.get("amx_bf16", False))

@@ -47,6 +47,16 @@ class Track:
         return int((self.onset + self.duration).max(initial=0))
 
 
+def cut_repeats(onset: IntArray, end: IntArray, pitch: IntArray) -> IntArray:
+    """The ends of notes, shape (N,), each no later than the next onset of its own pitch."""
+    order = np.lexsort((onset, pitch))
+    again = np.flatnonzero(pitch[order][1:] == pitch[order][:-1])
+    this, following = order[again], order[again + 1]
+    cut = end.copy()
+    cut[this] = np.minimum(end[this], onset[following])
+    return cut
+
+
 @dataclass(frozen=True)
 class Score:
     """A piece: its tracks on one clock of `ticks_per_beat` ticks to the quarter note."""

@@ -1,16 +1,17 @@
-"""Documents <-> tokens: byte-pair encoding in which no token crosses an event, and the split by song."""
+"""Documents <-> tokens: byte-pair encoding in which no token crosses an event."""
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
 
+from midigpt.documents import Split, document_paths, read_document
 from midigpt.files import UserError, read_json, replacing, write_json
-from midigpt.index import Song, songs
+from midigpt.index import songs
 from midigpt.language import ALPHABET, LANGUAGE
 
 START = "<|start|>"  # the one special token: a document begins, and so the one before it has ended
@@ -20,42 +21,6 @@ SAMPLE_LINES = 2_000_000  # BPE learns from at most about this many lines
 
 # A line is one piece; so is each field of the header (with the space before it), its "#" and its newline.
 _PIECES = r" [^ \n]*|[^ \n]+\n?|\n"
-
-
-@dataclass(frozen=True)
-class Split:
-    """Which songs are held out: those whose hash with the seed falls into the fraction.
-
-    The hash is of the music itself, so copies and transpositions stay on one side, and adding files moves
-    no song.
-    """
-
-    val_fraction: float = 0.05
-    seed: int = 0
-
-    def is_val(self, song: Song) -> bool:
-        digest = hashlib.sha256(f"{self.seed} {song.song}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") < self.val_fraction * 2**64
-
-
-def check_split(split: Split) -> None:
-    if not 0 <= split.val_fraction < 1:
-        raise UserError(f"--val-fraction {split.val_fraction} is not in 0..1; 0.05 holds out a song in twenty")
-
-
-def document_paths(root: Path, chosen: Iterable[Song]) -> Iterator[Path]:
-    """The documents of songs, in name order, tracks in file order."""
-    for song in chosen:
-        for number in range(1, song.tracks + 1):
-            yield root / "data" / f"{song.name}_{number}.txt"
-
-
-def read_document(path: Path) -> str:
-    """Raises UserError where it is gone."""
-    try:
-        return path.read_text(encoding="ascii")
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; make it again with: make dataset") from None
 
 
 def new_tokenizer(vocab_size: int) -> tuple[Tokenizer, trainers.BpeTrainer]:
@@ -81,7 +46,6 @@ def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenize
     documents are drawn in an order that the seed gives until that many are seen. Raises UserError where
     there is nothing to learn from or the size can't be.
     """
-    check_split(split)
     smallest = len(ALPHABET) + 1
     if not smallest <= vocab_size <= MAX_VOCAB_SIZE:
         raise UserError(f"--vocab-size {vocab_size} is not in {smallest}..{MAX_VOCAB_SIZE}; 4096 is usual")
@@ -97,7 +61,7 @@ def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenize
     def texts() -> Iterator[str]:
         nonlocal read
         lines = 0
-        for path in paths:
+        for path in tqdm(paths, desc="tokenizer", unit="document", disable=None):
             if lines >= SAMPLE_LINES:
                 break
             text = read_document(path)
@@ -107,11 +71,13 @@ def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenize
 
     tokenizer.train_from_iterator(texts(), trainer)
     path = tokenizer_path(root)
+    meta = path.with_suffix(".meta.json")
     with replacing(path) as temporary:
         tokenizer.save(str(temporary))
+        meta.unlink(missing_ok=True)  # until the file it describes has its name
     write_json(
-        path.with_suffix(".meta.json"),
-        {"language": LANGUAGE, "sha256": fingerprint(path), "val_fraction": split.val_fraction, "seed": split.seed},
+        meta,
+        {"language": LANGUAGE, "sha256": file_sha256(path), "val_fraction": split.val_fraction, "seed": split.seed},
     )
     return tokenizer, read
 
@@ -120,7 +86,7 @@ def tokenizer_path(root: Path) -> Path:
     return root / "cache" / "tokenizer.json"
 
 
-def fingerprint(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
@@ -130,6 +96,6 @@ def load_tokenizer(root: Path) -> tuple[Tokenizer, dict[str, Any]]:
     if not path.exists() or not path.with_suffix(".meta.json").exists():
         raise UserError(f"{path} does not exist yet; make it with: make tokenizer")
     meta = read_json(path.with_suffix(".meta.json"))
-    if meta["language"] != LANGUAGE or meta["sha256"] != fingerprint(path):
+    if meta["language"] != LANGUAGE or meta["sha256"] != file_sha256(path):
         raise UserError(f"{path} was learned from another language than {LANGUAGE!r}; run: make dataset tokenizer")
     return Tokenizer.from_file(str(path)), meta

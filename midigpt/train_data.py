@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from midigpt.documents import Split, document_paths, read_document
 from midigpt.files import UserError, read_json, replacing, write_json
 from midigpt.index import Song, songs
 from midigpt.language import LANGUAGE
 from midigpt.score import IntArray
-from midigpt.tokenizer import START_ID, Split, check_split, document_paths, load_tokenizer, read_document
+from midigpt.tokenizer import START_ID, load_tokenizer
 
 Tokens = NDArray[np.uint16]
 DTYPE = np.dtype("<u2")
@@ -46,7 +47,6 @@ def make_train_bin(root: Path, split: Split) -> tuple[Counts, Counts]:
     The same documents, tokenizer and split give the same bytes. Raises UserError where something is missing
     or the tokenizer was learned with another split, and so from songs that would be held out.
     """
-    check_split(split)
     tokenizer, tokenizer_meta = load_tokenizer(root)
     learned = Split(tokenizer_meta["val_fraction"], tokenizer_meta["seed"])
     if split != learned:
@@ -165,7 +165,10 @@ def load_side(root: Path, name: str) -> tuple[Side, dict[str, Any]]:
     if not (folder / "meta.json").exists():
         raise UserError(f"{folder / 'meta.json'} is missing; make it again with: make train-bin")
     meta = read_json(folder / "meta.json")
-    docs = np.load(folder / f"{name}.docs.npy")
+    if meta["language"] != LANGUAGE:
+        raise UserError(f"{folder / name}.bin is in another language; run: make dataset tokenizer train-bin")
+    docs_path = folder / f"{name}.docs.npy"
+    docs = np.load(docs_path) if docs_path.exists() else np.empty((0, 2), np.int64)
     if (len(tokens), len(docs)) != (meta[name]["tokens"], meta[name]["documents"]):
         raise UserError(f"{folder / name}.bin is not what meta.json beside it describes; run: make train-bin")
     return Side(tokens, docs, meta[name]["notes"]), meta

@@ -80,13 +80,14 @@ def run(
 def _start(context: multiprocessing.context.SpawnContext, function: Callable[[Task], Result]) -> _Worker[Task]:
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(function, theirs), daemon=True)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child begins so too: Ctrl-C is ours to handle
     process.start()
+    signal.signal(signal.SIGINT, handler)
     theirs.close()
     return _Worker(process, ours)
 
 
 def _serve(function: Callable[[Task], Result], connection: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     with suppress(EOFError, ConnectionError):  # the parent is gone
         while True:
             task = connection.recv()

@@ -7,7 +7,6 @@ Example: python scripts/dataset.py --limit 100 --workers 4
 
 import os
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,26 +25,22 @@ class Args:
 
 
 def main(args: Args) -> None:
+    if args.workers < 1 or (args.limit is not None and args.limit < 1):
+        raise UserError("--workers and --limit must be at least 1")
     start = time.perf_counter()
     summary = make_dataset(args.root, args.limit, args.workers)
     seconds = time.perf_counter() - start
-    refused = sum(summary.refused.values())
-    for reason, files in _grouped(summary.refused).most_common(10):
-        print(f"  refused {files}: {reason}")
-    if refused and not summary.converted and not any((args.root / "data").glob("*.txt")):
-        raise UserError(f"none of the {refused} files could be converted; nothing is in {args.root / 'data'}")
+    by_kind: dict[str, list[str]] = {}
+    for path, reason in sorted(summary.refused.items()):
+        by_kind.setdefault(reason.partition(" (")[0], []).append(f"{path} {reason}")
+    for kind, files in sorted(by_kind.items(), key=lambda item: -len(item[1])):
+        print(f"  refused {len(files)}: {kind}; for example {files[0]}")
+    if summary.only_refused:
+        raise UserError(f"no file could be converted: all {summary.only_refused} are refused")
     print(
         f"dataset: {summary.converted} files to {summary.documents} documents with {summary.notes} notes,"
-        f" {refused} refused, {summary.removed} removed, {summary.left} left; {seconds:.1f} s"
+        f" {len(summary.refused)} refused, {summary.removed} removed, {summary.left} left; {seconds:.1f} s"
     )
-
-
-def _grouped(reasons: Counter[str]) -> Counter[str]:
-    """Reasons without what differs from file to file, which stands in brackets."""
-    grouped = Counter[str]()
-    for reason, files in reasons.items():
-        grouped[reason.partition(" (")[0]] += files
-    return grouped
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import tyro
 
 from midigpt.files import UserError, parse_arguments
 from midigpt.language import LanguageError, decode, split_documents
-from midigpt.midi import MidiError, write_midi
+from midigpt.midi import write_midi
+from midigpt.midi_bytes import MidiError
 
 
 @dataclass(frozen=True)

@@ -39,14 +39,20 @@ class Args:
 
 def main(args: Args) -> None:
     start = time.perf_counter()
-    get_chorales(args.root / "raw_data")
+    get_chorales(args.root / "raw_data" / "chorales")
     project = Path(__file__).parents[1]
     before = set((args.root / "out").glob("*.mid"))
     for step in PIPELINE:
         script, *flags = step.split()
         print(f"\n$ python {step} --root {shlex.quote(str(args.root))}", flush=True)
         command = [sys.executable, str(project / script), *flags, "--root", str(args.root)]
-        if subprocess.run(command).returncode:
+        process = subprocess.Popen(command)
+        try:
+            failed = process.wait()
+        except KeyboardInterrupt:  # the step has it too: it saves and ends
+            process.wait()
+            raise
+        if failed:
             raise UserError(f"the step above failed: {step}")
     (take,) = set((args.root / "out").glob("*.mid")) - before
     show(take)
@@ -84,18 +90,19 @@ def get_chorales(folder: Path) -> None:
         raise UserError("music21 is missing; install it with: pip install -e '.[demo]'") from None
     folder.mkdir(parents=True, exist_ok=True)
     pieces = sorted({path for path in corpus.getComposer("bach") if path.suffix in (".mxl", ".xml", ".krn")})
-    made = 0
+    made: list[Path] = []
     bar = tqdm(desc="chorales", total=CHORALES, disable=None)
     for first in range(0, len(pieces), 20):
         tasks = [(path, folder / f"{path.stem}.mid") for path in pieces[first : first + 20]]
-        made += sum(result is True for _, result in workers.run(convert, tasks, os.cpu_count() or 1))
-        bar.update(min(made, CHORALES) - bar.n)
-        if made >= CHORALES:
+        results = dict(workers.run(convert, tasks, os.cpu_count() or 1))
+        made += [target for source, target in tasks if results[source, target] is True]
+        bar.update(min(len(made), CHORALES) - bar.n)
+        if len(made) >= CHORALES:
             break
     bar.close()
-    for extra in sorted(folder.glob("*.mid"))[CHORALES:]:
+    for extra in made[CHORALES:]:
         extra.unlink()
-    print(f"demo: {min(made, CHORALES)} Bach chorales in {folder}, from the corpus of the music21 package")
+    print(f"demo: {len(made[:CHORALES])} Bach chorales in {folder}, from the corpus of the music21 package")
 
 
 def convert(task: tuple[Path, Path]) -> bool:

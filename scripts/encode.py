@@ -8,9 +8,9 @@ from pathlib import Path
 
 import tyro
 
-from midigpt.files import UserError, parse_arguments
+from midigpt.files import parse_arguments
 from midigpt.language import encode
-from midigpt.midi import MidiError, read_midi
+from midigpt.midi import load_midi
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    try:
-        score = read_midi(args.file)
-    except MidiError as error:
-        raise UserError(f"{args.file} {error}") from None
-    except OSError as error:
-        raise UserError(f"{args.file} can't be read ({error.strerror})") from None
+    score = load_midi(args.file)
     print("\n".join(document.text for document in encode(score)), end="")
 
 

@@ -7,8 +7,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from midigpt.documents import Split
 from midigpt.files import parse_arguments
-from midigpt.tokenizer import Split, learn_tokenizer, tokenizer_path
+from midigpt.tokenizer import learn_tokenizer, tokenizer_path
 
 
 @dataclass(frozen=True)

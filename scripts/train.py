@@ -57,6 +57,14 @@ class Config:
 
 config = parse_arguments(Config, __doc__)
 shape = config.model
+for name in ("max_steps", "batch_size", "eval_interval", "log_interval"):
+    if getattr(config, name) < 1:
+        raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least 1")
+for name in ("n_layer", "n_head", "n_embd", "block_size"):
+    if getattr(shape, name) < 1:
+        raise UserError(f"--model.{name.replace('_', '-')} {getattr(shape, name)} must be at least 1")
+if config.seed < 0 or not 0 <= config.dropout < 1:
+    raise UserError("--seed must be 0 or more, --dropout from 0 to below 1")
 if shape.n_embd % (2 * shape.n_head):
     raise UserError(f"--model.n-embd {shape.n_embd} is not a multiple of twice --model.n-head {shape.n_head}")
 
@@ -74,16 +82,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from midigpt.checkpoint import (
-    fast_bf16,
     find_checkpoint,
     load_checkpoint,
     optimizer_tensors,
-    pick_device,
     restore_optimizer,
     save_checkpoint,
 )
-from midigpt.model import GPT, ModelConfig
-from midigpt.tokenizer import fingerprint, tokenizer_path
+from midigpt.files import write_text
+from midigpt.model import GPT, ModelConfig, fast_bf16, pick_device
+from midigpt.tokenizer import file_sha256, tokenizer_path
 from midigpt.train_data import Batches, evaluation_windows, line_tokens, load_side
 
 # --- data ------------------------------------------------------------------------------------------------
@@ -91,7 +98,7 @@ from midigpt.train_data import Batches, evaluation_windows, line_tokens, load_si
 train, meta = load_side(config.root, "train")
 val, _ = load_side(config.root, "val")
 tokenizer_json = tokenizer_path(config.root)
-if not tokenizer_json.exists() or fingerprint(tokenizer_json) != meta["tokenizer"]:
+if not tokenizer_json.exists() or file_sha256(tokenizer_json) != meta["tokenizer"]:
     raise UserError(
         f"train.bin was made with another tokenizer than {tokenizer_json}; make it again with: make train-bin"
     )
@@ -103,6 +110,8 @@ windows = evaluation_windows(val, shape.block_size)
 # --- model and optimizer ---------------------------------------------------------------------------------
 
 device = config.device or pick_device()
+if device.partition(":")[0] not in ("cpu", pick_device()):
+    raise UserError(f"--device {device} is not to be had here; {pick_device()} is")
 on_cuda = device.startswith("cuda")
 torch.manual_seed(config.seed)
 torch.set_float32_matmul_precision("high")
@@ -132,7 +141,9 @@ run_folder = config.root / "train" / "runs" / config.run
 metrics_file = run_folder / "metrics.jsonl"
 # What must stay as it was for a run to go on.
 fixed = {
-    "data": meta,
+    "tokenizer": meta["tokenizer"],
+    "training data": meta["train"],
+    "validation data": meta["val"],
     "shape": [shape.n_layer, shape.n_head, shape.n_embd, shape.block_size],
     "batch_size": config.batch_size,
     "seed": config.seed,
@@ -151,9 +162,10 @@ if latest:
     model.load_state_dict(saved.state_dict())
     restore_optimizer(latest, model, optimizer)
     first_step, best = state["step"], state["best"]
-    kept = [line for line in metrics_file.read_text().splitlines() if json.loads(line)["step"] <= first_step]
-    metrics_file.write_text("".join(line + "\n" for line in kept))
-run_folder.mkdir(parents=True, exist_ok=True)
+# Lines of steps that a kill has lost go, as they will be written again; so does a line it has cut short.
+old_lines = metrics_file.read_text().splitlines(keepends=True) if metrics_file.exists() else []
+kept = [line for line in old_lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
+write_text(metrics_file, "".join(kept))
 
 # --- evaluation ------------------------------------------------------------------------------------------
 
@@ -243,8 +255,8 @@ for step in bar:
     losses.append(loss.detach())
 
     done = step + 1
-    last = done == config.max_steps or stop
-    evaluates = done % config.eval_interval == 0 or last
+    stopping = stop  # a signal from here on is for the next step
+    evaluates = done % config.eval_interval == 0 or done == config.max_steps or stopping
     if done % config.log_interval and not evaluates:
         continue
     now = time.perf_counter()
@@ -267,18 +279,20 @@ for step in bar:
         out.write(json.dumps(record) + "\n")
     if evaluates:
         run = {"step": done, "best": best, "fixed": fixed}
-        save_checkpoint(run_folder / "latest", model, tokenizer_json, run, optimizer_tensors(model, optimizer))
         if best is record:
             save_checkpoint(run_folder / "best", model, tokenizer_json, run)
+        save_checkpoint(run_folder / "latest", model, tokenizer_json, run, optimizer_tensors(model, optimizer))
     tqdm.write(line)
     logged = time.perf_counter()
-    if stop:
+    if stopping:
         break
 
 minutes = (time.perf_counter() - begun) / 60
 ending = "finished" if done >= config.max_steps else "stopped; the same command goes on"
-if best is None:
+if not val_tokens:
     result = "no song is held out, so nothing tells how well it does"
+elif best is None:
+    result = "not evaluated"
 else:
     bits = best["val_bits_per_note"]
     result = (

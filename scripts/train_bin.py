@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from midigpt.documents import Split
 from midigpt.files import parse_arguments
-from midigpt.tokenizer import Split
 from midigpt.train_data import make_train_bin
 
 

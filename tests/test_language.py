@@ -90,7 +90,10 @@ def test_encode_writes_normal_form(score: Score) -> None:
     assert texts_of(decode(texts)) == texts
 
 
-@given(scores, st.data())
+@given(
+    scores.map(lambda score: replace(score, tracks=tuple(replace(t, pitch=30 + t.pitch // 3) for t in score.tracks))),
+    st.data(),
+)
 def test_a_transposed_piece_gives_the_same_lines(score: Score, data: st.DataObject) -> None:
     pitched = [pitch for track in score.tracks if not track.is_drum for pitch in track.pitch.tolist()]
     k = data.draw(st.integers(-min(pitched, default=0), 127 - max(pitched, default=127)))
@@ -270,11 +273,22 @@ def test_trap_drums_are_written_as_keys() -> None:
         ("0+10|9999999999/1\n0+10|9999999999/1\n", "line 1: the piece is longer than a MIDI file can be"),
         ("0+10|1/9973\n", "units of 9973 of a beat have no common clock"),
         ("0+10|1/1\n\n0+10|1/1\n", "line 2"),
+        ("# tempo=3\n0+10|1/1\n", "line 1: the header field 'tempo=3'"),
     ],
 )
 def test_errors_name_the_line(text: str, message: str) -> None:
     with pytest.raises(LanguageError, match=re.escape(message).replace(r"\.", ".")):
         decode([text])
+
+
+def test_errors_name_the_document_where_there_are_several() -> None:
+    with pytest.raises(LanguageError, match="document 2, line 3: velocity 99"):
+        decode(["0+10|1/1\n", "# key=50\n0+10|1/1\n0+99|1/1\n"])
+
+
+def test_a_piece_too_long_is_not_written() -> None:
+    with pytest.raises(LanguageError, match="steps long"):
+        encode(one((10**8, 1, 60, 80), ticks_per_beat=1))
 
 
 def test_an_empty_document_has_no_notes() -> None:

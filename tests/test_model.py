@@ -133,7 +133,7 @@ def test_a_document_is_written_until_its_end(tokenizer: Tokenizer) -> None:
     header = write_header(writer, {})
     lines = write_lines(writer, read_header(header))
     assert header + lines.text == text
-    assert (lines.notes, lines.end) == (3, 1.5)
+    assert (lines.notes, lines.end) == (3, 36)
 
 
 def test_what_breaks_the_language_is_drawn_again(tokenizer: Tokenizer) -> None:
@@ -144,6 +144,29 @@ def test_what_breaks_the_language_is_drawn_again(tokenizer: Tokenizer) -> None:
     score = decode(["# key=20\n" + lines.text])
     assert score.notes == lines.notes >= 10
     assert model.calls > 1.2 * len(tokenizer.encode(lines.text))
+
+
+def test_at_temperature_0_and_at_top_1_the_likeliest_is_written(tokenizer: Tokenizer) -> None:
+    for drawing in (Drawing(temperature=0), Drawing(temperature=5, top_k=1)):
+        writer = Writer(Scripted(tokenizer, "0+9|1/1\n", sureness=0.1), tokenizer, drawing)
+        writer.read([START_ID])
+        assert write_lines(writer, Header(), notes=3).text == "0+9|1/1\n" * 3
+
+
+@pytest.mark.parametrize("line", ["1/1\n", "0+10|1/7\n", "0+10|999/1\n", "0+10:999/1|1/1\n"])
+def test_endless_rests_and_times_off_the_grid_are_not_written(tokenizer: Tokenizer, line: str) -> None:
+    writer = Writer(Scripted(tokenizer, line, sureness=19), tokenizer, Drawing())
+    writer.read([START_ID])
+    with pytest.raises(UserError, match="train it for longer"):
+        write_lines(writer, Header(), given="0+10|1/1\n")
+
+
+def test_a_kept_header_stays_in_view(model: GPT, tokenizer: Tokenizer) -> None:
+    writer = Writer(model, tokenizer, Drawing())
+    writer.head = 3
+    writer.read([1, 2, 3, *[5] * 60])
+    seen = model(torch.tensor([[1, 2, 3, *[5] * (int(0.75 * 32) - 3)]]))[0, -1]
+    torch.testing.assert_close(writer.logits, seen, atol=1e-5, rtol=1e-4)
 
 
 def test_a_model_that_never_writes_the_language_is_told(tokenizer: Tokenizer) -> None:

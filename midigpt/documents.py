@@ -1,0 +1,49 @@
+"""The documents in data/: which there are, what they say, and which are held out of training."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from midigpt.files import UserError
+from midigpt.index import Song
+from midigpt.language import LanguageError, check_document
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which songs are held out: those whose hash with the seed falls into the fraction.
+
+    The hash is of the music itself, so copies and transpositions stay on one side, and adding files moves
+    no song. Raises UserError for a fraction outside 0..1.
+    """
+
+    val_fraction: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val_fraction < 1:
+            raise UserError(f"--val-fraction {self.val_fraction} is not in 0..1; 0.05 holds out a song in twenty")
+
+    def is_val(self, song: Song) -> bool:
+        digest = hashlib.sha256(f"{self.seed} {song.fingerprint}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") < self.val_fraction * 2**64
+
+
+def document_paths(root: Path, chosen: Iterable[Song]) -> Iterator[Path]:
+    """The documents of songs, in name order, tracks in file order."""
+    for song in chosen:
+        for number in range(1, song.tracks + 1):
+            yield root / "data" / f"{song.name}_{number}.txt"
+
+
+def read_document(path: Path) -> str:
+    """Raises UserError where it is gone or in no language of ours."""
+    try:
+        text = path.read_text(encoding="ascii")
+        check_document(text)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; make it again with: make dataset") from None
+    except (UnicodeDecodeError, LanguageError) as error:
+        raise UserError(f"{path} is no document ({error}); delete it and make it again with: make dataset") from None
+    return text

@@ -1,0 +1,166 @@
+"""The bytes of a MIDI file, as far as symusic does not tell them: chunks, clock, channels, programs, pedals.
+
+Specification: MIDI 1.0 Detailed Specification, part "Standard MIDI Files 1.0" (MIDI Association).
+"""
+
+import re
+import struct
+from dataclasses import dataclass, field
+
+HEADER_WITHIN = 512  # a RIFF, MacBinary or web-server header may stand before MThd
+PEDAL = 64  # the controller number of the sustain pedal
+MAX_TICKS = 2**31 - 1  # of a track: symusic counts ticks in 32 bits
+
+_DATA_BYTES = {0x80: 2, 0x90: 2, 0xA0: 2, 0xB0: 2, 0xC0: 1, 0xD0: 1, 0xE0: 2}  # of channel messages
+_STRAY_BYTES = {0xF1: 1, 0xF2: 2, 0xF3: 1}  # of system messages, which have no place in a file; others 0
+_NEEDS_SCAN = re.compile(rb"[\xf0\xf7]|[\x80-\xff]{3}")  # system exclusive, or a delta of four bytes
+
+
+class MidiError(ValueError):
+    """A MIDI file that cannot be read or written, in words its owner understands."""
+
+
+@dataclass
+class Events:
+    """What one MTrk chunk says besides its notes. Times in ticks."""
+
+    players: set[tuple[int, int]] = field(default_factory=set)  # (channel, program) that have notes or lyrics
+    programs: list[tuple[int, int, int]] = field(default_factory=list)  # (tick, channel, program)
+    pedals: list[tuple[int, int, int]] = field(default_factory=list)  # (tick, channel, value)
+    exclusive: list[int] = field(default_factory=list)  # where the status bytes of system exclusive stand
+    ticks: int = 0  # the chunk's length
+    whole: bool = True  # False where reading stopped at the first note
+
+
+def split_file(data: bytes) -> tuple[int, int, list[bytes]]:
+    """The format, the division and the MTrk chunks (with their 8-byte heads) of a file's bytes."""
+    if not data:
+        raise MidiError("is empty (0 bytes)")
+    start = data.find(b"MThd", 0, HEADER_WITHIN)
+    if start < 0:
+        raise MidiError("is not a MIDI file (it has no MThd header)")
+    if len(data) < start + 14:
+        raise MidiError("is truncated (it ends inside the header)")
+    length, midi_format, _, division = struct.unpack_from(">IHHH", data, start + 4)
+    if not 6 <= length <= len(data) - start - 8:
+        raise MidiError(f"has a damaged header (it claims {length} bytes; 6 are usual)")
+    chunks: list[bytes] = []
+    position = start + 8 + length
+    while position + 8 <= len(data):
+        kind, length = struct.unpack_from(">4sI", data, position)
+        end = position + 8 + length
+        if kind == b"MTrk":
+            if end > len(data):
+                raise MidiError(f"is truncated ({end - len(data)} bytes of track chunk {len(chunks) + 1} are missing)")
+            chunks.append(data[position:end])
+        position = end
+    return midi_format, division, chunks
+
+
+def clock(division: int) -> tuple[int, int, bool]:
+    """(ticks per beat, factor for every tick, whether it was SMPTE time) of a header's division field.
+
+    SMPTE time counts ticks of a second; at 120 BPM a beat is half a second, so two of our ticks are one of
+    the file's.
+    """
+    if division < 0x8000:
+        if division == 0:
+            raise MidiError("has a damaged header (0 ticks per beat)")
+        return division, 1, False
+    frames, ticks_per_frame = 256 - (division >> 8), division & 0xFF
+    if frames not in (24, 25, 29, 30) or ticks_per_frame == 0:
+        raise MidiError(f"has a damaged header (SMPTE time of {frames} frames of {ticks_per_frame} ticks)")
+    frame_rate = 30000 / 1001 if frames == 29 else frames
+    return round(frame_rate * ticks_per_frame), 2, True
+
+
+def scan(chunk: bytes, to_first_note: bool = False) -> Events:
+    """Read an MTrk chunk's events; stops where its bytes end.
+
+    With `to_first_note` the scan ends at the first note, unless programs or other channels' controllers may
+    come after it.
+    """
+    events = Events()
+    program = [0] * 16
+    running = 0
+    position, end = 8, len(chunk)
+    try:
+        while position < end:
+            delta, position = _variable_length(chunk, position)
+            events.ticks += delta
+            status = running
+            if chunk[position] >= 0x80:
+                status = chunk[position]
+                position += 1
+            if status < 0xF0:
+                running = status
+                _channel_message(events, program, status, chunk[position], chunk[position + 1])
+                position += _DATA_BYTES[status & 0xF0]
+                if to_first_note and events.players and not _may_set_more(chunk, position, status & 0x0F):
+                    events.whole = False
+                    break
+            elif status in (0xF0, 0xF7):
+                events.exclusive.append(position - 1)
+                length, position = _variable_length(chunk, position)
+                position += length
+            elif status == 0xFF:
+                meta = chunk[position]
+                length, position = _variable_length(chunk, position + 1)
+                position += length
+                if meta == 0x2F:  # end of track
+                    break
+                if meta == 0x05:  # symusic opens a track for a lyric too: on "channel" 15
+                    events.players.add((15, program[15]))
+            else:
+                position += _STRAY_BYTES.get(status, 0)
+    except (IndexError, KeyError):  # the chunk ends in mid-event, or begins with data
+        pass
+    return events
+
+
+def _channel_message(events: Events, program: list[int], status: int, first: int, second: int) -> None:
+    kind, channel = status & 0xF0, status & 0x0F
+    if kind == 0x90 and second:
+        events.players.add((channel, program[channel]))
+    elif kind == 0xB0 and first == PEDAL:
+        events.pedals.append((events.ticks, channel, second))
+    elif kind == 0xC0:
+        program[channel] = first
+        events.programs.append((events.ticks, channel, first))
+
+
+def _may_set_more(chunk: bytes, position: int, channel: int) -> bool:
+    """Whether a byte further on looks like a program change, or like a controller of another channel."""
+    status = bytes(byte for byte in range(0xB0, 0xD0) if byte != 0xB0 | channel)
+    return re.compile(b"[" + re.escape(status) + b"]").search(chunk, position) is not None
+
+
+def _variable_length(chunk: bytes, position: int) -> tuple[int, int]:
+    """The number at a position, seven bits a byte while the high bit says "more", and the position after it."""
+    number = 0
+    while True:
+        byte = chunk[position]
+        position += 1
+        number = number << 7 | byte & 0x7F
+        if byte < 0x80:
+            return number, position
+
+
+def readable(chunk: bytes) -> bytes:
+    """The chunk as symusic reads it rightly: system exclusive, which it misreads, turned into text events.
+
+    Raises MidiError where the chunk is longer than symusic can count.
+    """
+    if not _NEEDS_SCAN.search(chunk, 8):
+        return chunk
+    events = scan(chunk)
+    if events.ticks > MAX_TICKS:
+        raise MidiError(f"lasts impossibly long ({events.ticks} ticks)")
+    if not events.exclusive:
+        return chunk
+    pieces, begin = [], 8
+    for position in events.exclusive:
+        pieces += [chunk[begin:position], b"\xff\x01"]
+        begin = position + 1
+    body = b"".join([*pieces, chunk[begin:]])
+    return b"MTrk" + struct.pack(">I", len(body)) + body
