@@ -6,6 +6,7 @@ Specification: MIDI 1.0 Detailed Specification, part "Standard MIDI Files 1.0" (
 import re
 import struct
 from dataclasses import dataclass, field
+from functools import cache
 
 HEADER_WITHIN = 512  # a RIFF, MacBinary or web-server header may stand before MThd
 PEDAL = 64  # the controller number of the sustain pedal
@@ -96,9 +97,11 @@ def scan(chunk: bytes, to_first_note: bool = False) -> Events:
                 running = status
                 _channel_message(events, program, status, chunk[position], chunk[position + 1])
                 position += _DATA_BYTES[status & 0xF0]
-                if to_first_note and events.players and not _may_set_more(chunk, position, status & 0x0F):
-                    events.whole = False
-                    break
+                if to_first_note and events.players:
+                    to_first_note = False
+                    if not _may_set_more(chunk, position, status & 0x0F, program[status & 0x0F]):
+                        events.whole = False
+                        break
             elif status in (0xF0, 0xF7):
                 events.exclusive.append(position - 1)
                 length, position = _variable_length(chunk, position)
@@ -129,10 +132,38 @@ def _channel_message(events: Events, program: list[int], status: int, first: int
         events.programs.append((events.ticks, channel, first))
 
 
-def _may_set_more(chunk: bytes, position: int, channel: int) -> bool:
-    """Whether a byte further on looks like a program change, or like a controller of another channel."""
-    status = bytes(byte for byte in range(0xB0, 0xD0) if byte != 0xB0 | channel)
-    return re.compile(b"[" + re.escape(status) + b"]").search(chunk, position) is not None
+def _may_set_more(chunk: bytes, position: int, channel: int, program: int) -> bool:
+    """Whether other events come than notes, bends, the channel's own controllers and program, and meta events.
+
+    Runs of such events are passed over by a regular expression, which is 20 times as fast as event by event.
+    """
+    run = _harmless_run(channel)
+    try:
+        while True:
+            match = run.match(chunk, position)
+            assert match  # it may be empty
+            _, position = _variable_length(chunk, match.end())
+            status, data = chunk[position], chunk[position + 1]
+            if status == 0xC0 | channel and data == program:
+                position += 2
+                _, following = _variable_length(chunk, position)
+                if chunk[following] < 0x80:  # a program again, by running status
+                    return True
+            elif status != 0xFF:
+                return True
+            elif data == 0x2F:  # end of track
+                return False
+            else:
+                length, position = _variable_length(chunk, position + 2)
+                position += length
+    except IndexError:
+        return False
+
+
+@cache
+def _harmless_run(channel: int) -> re.Pattern[bytes]:
+    status = b"\x80-\xaf\xe0-\xef" + re.escape(bytes([0xB0 | channel]))  # or none: running status
+    return re.compile(rb"(?:[\x80-\xff]{0,3}[\x00-\x7f][" + status + rb"]?[\x00-\x7f]{2})*+")
 
 
 def _variable_length(chunk: bytes, position: int) -> tuple[int, int]:

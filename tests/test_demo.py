@@ -52,7 +52,7 @@ def test_the_demo_ends_with_a_take_and_its_picture(
     )
     demo.main(demo.Args(tmp_path))
     out, _ = capfd.readouterr()
-    assert len(list((tmp_path / "raw_data").glob("*.mid"))) == 15
+    assert len(list((tmp_path / "raw_data").rglob("*.mid"))) == 15
     assert "unigram model" in out and "ratio" in out
     assert str(tmp_path / "out" / "take-0001.mid") in out.rpartition("Open these")[2]
     assert (tmp_path / "out" / "take-0001.png").read_bytes().startswith(b"\x89PNG")
