@@ -46,7 +46,7 @@ class Config:
     grad_clip: float = 1.0
     """The largest norm of the gradient."""
     eval_interval: int = 200
-    """Steps between evaluations on the whole of val.bin, each with a checkpoint."""
+    """Steps between evaluations on the whole of val.bin, after each of which a checkpoint is saved."""
     log_interval: int = 20
     """Steps between lines of the log."""
     seed: int = 0
@@ -256,8 +256,9 @@ for step in bar:
 
     done = step + 1
     stopping = stop  # a signal from here on is for the next step
-    evaluates = done % config.eval_interval == 0 or done == config.max_steps or stopping
-    if done % config.log_interval and not evaluates:
+    evaluates = done % config.eval_interval == 0 or done == config.max_steps
+    saves = evaluates or stopping
+    if done % config.log_interval and not saves:
         continue
     now = time.perf_counter()
     train_loss = torch.stack(losses).mean().item()
@@ -277,7 +278,7 @@ for step in bar:
             best = record
     with metrics_file.open("a") as out:
         out.write(json.dumps(record) + "\n")
-    if evaluates:
+    if saves:
         run = {"step": done, "best": best, "fixed": fixed}
         if best is record:
             save_checkpoint(run_folder / "best", model, tokenizer_json, run)
@@ -292,7 +293,7 @@ ending = "finished" if done >= config.max_steps else "stopped; the same command 
 if not val_tokens:
     result = "no song is held out, so nothing tells how well it does"
 elif best is None:
-    result = "not evaluated"
+    result = "not evaluated yet"
 else:
     bits = best["val_bits_per_note"]
     result = (
