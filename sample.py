@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from midigpt.files import UserError, parse_arguments
+from midigpt.files import UserError, make, parse_arguments
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -47,6 +47,10 @@ class Args:
     """Instrument without a prompt: a General MIDI program 0..127, or d for drums."""
     tempo: int | None = None
     """Beats per minute without a prompt."""
+    png: bool = False
+    """Draw a piano roll beside each take."""
+    wav: bool = False
+    """Render each take with fluidsynth, where that is installed."""
     out: Path | None = None
     """Folder for the takes (default: out/ of the working folder); nothing in it is overwritten."""
 
@@ -64,7 +68,7 @@ def main(args: Args) -> None:
     runs = args.root / "train" / "runs" / args.run
     folder = args.model or find_checkpoint(runs / "best") or find_checkpoint(runs / "latest")
     if folder is None:
-        raise UserError(f"{runs} holds no checkpoint yet; make one with: make train")
+        raise UserError(f"{runs} holds no checkpoint yet; make one with: {make(args.root, 'train')}")
     prompt = normalise(load_midi(args.prompt)) if args.prompt else None
     model, tokenizer, _ = load_checkpoint(folder, pick_device())
     seed = random.randrange(2**31) if args.seed is None else args.seed
@@ -76,6 +80,14 @@ def main(args: Args) -> None:
         else:
             score = begin(model, tokenizer, drawing, args)
         path = save(score, out)
+        if args.png:
+            from midigpt.show import draw_piano_roll
+
+            draw_piano_roll(score, path.with_suffix(".png"), path.name)
+        if args.wav:
+            from midigpt.show import render_wav
+
+            render_wav(path, path.with_suffix(".wav"))
         seconds = score.end / score.ticks_per_beat * 60 / score.tempo_bpm
         tqdm.write(f"{path}: {score.notes} notes, {seconds:.0f} s, seed {seed + take}")
     print(f"sample: {args.takes} takes by {folder} in {out}")

@@ -52,13 +52,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    converted: int
+    """What a run did, and what there is now."""
+
+    converted: int  # files, by this run
+    removed: int  # files whose documents went because the MIDI file did
+    left: int  # files still to be converted
+    files: int  # converted in all
     documents: int
     notes: int
     refused: dict[str, str]  # path below raw_data/, for the terminal: reason
-    removed: int  # files whose documents went because the MIDI file did
-    left: int  # files still to be converted
-    only_refused: int  # how many files the index has, if it has none but refused ones; else 0
 
 
 def make_dataset(root: Path, limit: int | None = None, processes: int = 1) -> Summary:
@@ -70,25 +72,19 @@ def make_dataset(root: Path, limit: int | None = None, processes: int = 1) -> Su
         removed = _reconcile(index, data)
         new = index.execute("SELECT path, name FROM files WHERE state = 'new' ORDER BY name").fetchall()
         jobs = [Job(os.fsdecode(path), name) for path, name in new[:limit]]
-        done, refused = [], {}
+        converted = 0
         convert = partial(convert_file, raw_data=root / "raw_data", data=data)
         for job, outcome in _recorded(index, workers.run(convert, jobs, processes), len(jobs)):
             if outcome.reason:
                 _remove_documents(data, job.name)  # what a crash has left
-                refused[printable(job.path)] = outcome.reason
             else:
-                done.append(outcome)
-        states = dict(index.execute("SELECT state, count(*) FROM files GROUP BY state"))
+                converted += 1
+        totals = "SELECT count(*), total(tracks), total(notes) FROM files WHERE state = 'converted'"
+        files, documents, notes = map(int, index.execute(totals).fetchone())
+        refused = index.execute("SELECT path, reason FROM files WHERE state = 'refused' ORDER BY path").fetchall()
     (data / ".tmp").rmdir()
-    return Summary(
-        converted=len(done),
-        documents=sum(outcome.tracks for outcome in done),
-        notes=sum(outcome.notes for outcome in done),
-        refused=refused,
-        removed=removed,
-        left=len(new) - len(jobs),
-        only_refused=states["refused"] if states.keys() == {"refused"} else 0,
-    )
+    named = {printable(os.fsdecode(path)): reason for path, reason in refused}
+    return Summary(converted, removed, len(new) - len(jobs), files, documents, notes, named)
 
 
 def _reconcile(index: sqlite3.Connection, data: Path) -> int:

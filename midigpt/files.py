@@ -37,6 +37,11 @@ def parse_arguments(kind: type[Args], description: str | None) -> Args:
     return tyro.cli(kind, description=description)
 
 
+def make(root: Path, *targets: str) -> str:
+    """The make command that makes what is missing in a working folder."""
+    return " ".join(["make", *targets]) + ("" if root == Path() else f' ROOT="{root}"')
+
+
 def printable(path: str) -> str:
     """A path for the terminal: bytes that are no UTF-8 become \\xNN."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -219,6 +219,6 @@ def _try_again(writer: Writer, attempt: Callable[[], T | None]) -> T:
             return result
         writer.rewind(mark)
     raise UserError(
-        f"the model did not write a line of the language ({tries} tries); train it for longer,"
-        " or draw at another --temperature or --seed"
+        f"the model did not write a line of the language ({tries} tries); train it for longer"
+        " and on music of the kind you ask for, or draw at another --temperature or --seed"
     )

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from midigpt.files import UserError
+from midigpt.files import UserError, make
 from midigpt.language import LANGUAGE
 
 UNREADABLE = "can't be read"  # as the reason of a refusal; it may pass
@@ -63,7 +63,7 @@ def open_index(root: Path, create: bool = False) -> sqlite3.Connection:
     """The index of a working folder. Raises UserError where there is none and none is to be made."""
     path = root / "cache" / "index.sqlite"
     if not create and not path.exists():
-        raise UserError(f"{path} does not exist yet; make it with: make index")
+        raise UserError(f"{path} does not exist yet; make it with: {make(root, 'index')}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(path)
@@ -71,7 +71,7 @@ def open_index(root: Path, create: bool = False) -> sqlite3.Connection:
     except sqlite3.OperationalError as error:
         raise UserError(f"{path} can't be used ({error}); is another run at work there?") from None
     except sqlite3.DatabaseError as error:
-        raise UserError(f"{path} is not an index ({error}); delete it and run: make index") from None
+        raise UserError(f"{path} is not an index ({error}); delete it and run: {make(root, 'index')}") from None
     return connection
 
 
@@ -142,6 +142,8 @@ def _find(raw_data: Path) -> Iterator[tuple[str, tuple[int, int]]]:
         for entry in entries:
             if entry.is_dir():
                 yield from walk(folder / entry.name, f"{prefix}{entry.name}/")
+            elif entry.name.startswith("._"):
+                continue  # what macOS writes beside files on foreign disks; no MIDI, whatever its ending
             elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
                 status = entry.stat()
                 yield prefix + entry.name, (status.st_size, status.st_mtime_ns)
@@ -202,7 +204,8 @@ def songs(root: Path) -> list[Song]:
             "SELECT name, fingerprint, tracks, language FROM files WHERE state = 'converted' ORDER BY name"
         ).fetchall()
     if not rows:
-        raise UserError(f"{root / 'data'} holds no documents yet; make them with: make dataset")
+        raise UserError(f"{root / 'data'} holds no documents yet; make them with: {make(root, 'dataset')}")
     if any(language != LANGUAGE for *_, language in rows):
-        raise UserError(f"{root / 'data'} is in an older language than {LANGUAGE!r}; make it anew with: make dataset")
+        again = make(root, "dataset")
+        raise UserError(f"{root / 'data'} is in an older language than {LANGUAGE!r}; make it anew with: {again}")
     return [Song(name, fingerprint, tracks) for name, fingerprint, tracks, _ in rows]

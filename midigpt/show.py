@@ -4,7 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from midigpt.files import replacing
+from midigpt.files import UserError, replacing
 from midigpt.score import Score
 
 # Where Debian, Fedora, Arch and Homebrew put General MIDI soundfonts.
@@ -52,17 +52,18 @@ def draw_piano_roll(score: Score, path: Path, title: str = "") -> None:
         figure.savefig(temporary, format="png")
 
 
-def find_renderer() -> tuple[str, Path] | None:
-    """The fluidsynth program and a General MIDI soundfont, if both are installed."""
+def render_wav(midi: Path, wav: Path) -> None:
+    """Play a MIDI file into a .wav by fluidsynth. Raises UserError where it or a soundfont is missing or fails."""
     program = shutil.which("fluidsynth")
-    fonts = (font for folder in SOUNDFONT_FOLDERS for font in sorted(Path(folder).glob("*.sf[23]")))
-    font = next(fonts, None)
-    return (program, font) if program and font else None
-
-
-def render_wav(midi: Path, wav: Path, renderer: tuple[str, Path]) -> None:
-    """Play a MIDI file into a .wav. Raises subprocess.SubprocessError where the renderer fails."""
-    program, font = renderer
+    font = next((font for folder in SOUNDFONT_FOLDERS for font in sorted(Path(folder).glob("*.sf[23]"))), None)
+    if not program or not font:
+        raise UserError(
+            f"no sound for {midi}: that needs fluidsynth and a General MIDI soundfont"
+            " (Debian: apt install fluidsynth fluid-soundfont-gm)"
+        )
     with replacing(wav) as temporary:
         command = [program, "-ni", "-g", "0.7", "-r", "44100", "-T", "wav", "-F", str(temporary), str(font), str(midi)]
-        subprocess.run(command, check=True, capture_output=True, timeout=RENDER_SECONDS)
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=RENDER_SECONDS)
+        except subprocess.SubprocessError as error:
+            raise UserError(f"no sound for {midi}: {error}") from None

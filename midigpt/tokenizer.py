@@ -10,7 +10,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from tqdm import tqdm
 
 from midigpt.documents import Split, document_paths, read_document
-from midigpt.files import UserError, read_json, replacing, write_json
+from midigpt.files import UserError, make, read_json, replacing, write_json
 from midigpt.index import songs
 from midigpt.language import ALPHABET, LANGUAGE
 
@@ -94,8 +94,8 @@ def load_tokenizer(root: Path) -> tuple[Tokenizer, dict[str, Any]]:
     """cache/tokenizer.json and its meta data. Raises UserError where it is missing or of another language."""
     path = tokenizer_path(root)
     if not path.exists() or not path.with_suffix(".meta.json").exists():
-        raise UserError(f"{path} does not exist yet; make it with: make tokenizer")
+        raise UserError(f"{path} does not exist yet; make it with: {make(root, 'tokenizer')}")
     meta = read_json(path.with_suffix(".meta.json"))
     if meta["language"] != LANGUAGE or meta["sha256"] != file_sha256(path):
-        raise UserError(f"{path} was learned from another language than {LANGUAGE!r}; run: make dataset tokenizer")
+        raise UserError(f"{path} is not of the language {LANGUAGE!r}; run: {make(root, 'dataset', 'tokenizer')}")
     return Tokenizer.from_file(str(path)), meta

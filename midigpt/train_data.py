@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from midigpt.documents import Split, document_paths, read_document
-from midigpt.files import UserError, read_json, replacing, write_json
+from midigpt.files import UserError, make, read_json, replacing, write_json
 from midigpt.index import Song, songs
 from midigpt.language import LANGUAGE
 from midigpt.score import IntArray
@@ -143,7 +143,7 @@ def read_data(start: int, end: int, path: Path = Path("train/train.bin")) -> Tok
 def open_tokens(path: Path) -> Tokens:
     """A .bin file as a read-only memory map, shape (N,)."""
     if not path.exists():
-        raise UserError(f"{path} does not exist yet; make it with: make train-bin")
+        raise UserError(f"{path} does not exist yet; make it with: {make(path.parents[1], 'train-bin')}")
     if path.stat().st_size == 0:
         return np.empty(0, DTYPE)
     return np.memmap(path, DTYPE, mode="r")
@@ -163,14 +163,18 @@ def load_side(root: Path, name: str) -> tuple[Side, dict[str, Any]]:
     folder = root / "train"
     tokens = open_tokens(folder / f"{name}.bin")
     if not (folder / "meta.json").exists():
-        raise UserError(f"{folder / 'meta.json'} is missing; make it again with: make train-bin")
+        raise UserError(f"{folder / 'meta.json'} is missing; make it again with: {make(root, 'train-bin')}")
     meta = read_json(folder / "meta.json")
     if meta["language"] != LANGUAGE:
-        raise UserError(f"{folder / name}.bin is in another language; run: make dataset tokenizer train-bin")
+        raise UserError(
+            f"{folder / name}.bin is in another language; run: {make(root, 'dataset', 'tokenizer', 'train-bin')}"
+        )
     docs_path = folder / f"{name}.docs.npy"
     docs = np.load(docs_path) if docs_path.exists() else np.empty((0, 2), np.int64)
     if (len(tokens), len(docs)) != (meta[name]["tokens"], meta[name]["documents"]):
-        raise UserError(f"{folder / name}.bin is not what meta.json beside it describes; run: make train-bin")
+        raise UserError(
+            f"{folder / name}.bin is not what meta.json beside it describes; run: {make(root, 'train-bin')}"
+        )
     return Side(tokens, docs, meta[name]["notes"]), meta
 
 

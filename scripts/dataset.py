@@ -13,6 +13,8 @@ from pathlib import Path
 from midigpt.dataset import make_dataset
 from midigpt.files import UserError, parse_arguments
 
+SHOWN = 3  # refused files by name, of each kind
+
 
 @dataclass(frozen=True)
 class Args:
@@ -31,15 +33,17 @@ def main(args: Args) -> None:
     summary = make_dataset(args.root, args.limit, args.workers)
     seconds = time.perf_counter() - start
     by_kind: dict[str, list[str]] = {}
-    for path, reason in sorted(summary.refused.items()):
-        by_kind.setdefault(reason.partition(" (")[0], []).append(f"{path} {reason}")
+    for path, reason in summary.refused.items():
+        by_kind.setdefault(reason.partition(" (")[0], []).append(path)
     for kind, files in sorted(by_kind.items(), key=lambda item: -len(item[1])):
-        print(f"  refused {len(files)}: {kind}; for example {files[0]}")
-    if summary.only_refused:
-        raise UserError(f"no file could be converted: all {summary.only_refused} are refused")
+        more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
+        print(f"  refused {len(files)}: {kind}: {', '.join(files[:SHOWN])}{more}")
+    if summary.refused and not summary.files and not summary.left:
+        raise UserError(f"no file could be converted: all {len(summary.refused)} are refused")
     print(
-        f"dataset: {summary.converted} files to {summary.documents} documents with {summary.notes} notes,"
-        f" {len(summary.refused)} refused, {summary.removed} removed, {summary.left} left; {seconds:.1f} s"
+        f"dataset: {summary.converted} files converted, {summary.removed} removed, {summary.left} left; in all"
+        f" {summary.files} files in {summary.documents} documents with {summary.notes} notes,"
+        f" {len(summary.refused)} refused; {seconds:.1f} s"
     )
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from midigpt import workers
 from midigpt.files import UserError, parse_arguments, replacing
+from midigpt.show import render_wav
 
 CHORALES = 100
 HELD_OUT = "--val-fraction 0.15 --seed 1"
@@ -27,7 +28,7 @@ PIPELINE = (
     f"scripts/train_bin.py {HELD_OUT}",
     "scripts/train.py --model.n-layer 4 --model.n-embd 128 --model.block-size 128 --batch-size 16"
     " --max-steps 400 --eval-interval 50 --dropout 0.3",
-    "sample.py --temperature 0.9",
+    "sample.py --temperature 0.9 --png",
 )
 
 
@@ -41,10 +42,11 @@ def main(args: Args) -> None:
     start = time.perf_counter()
     get_chorales(args.root / "raw_data" / "chorales")
     project = Path(__file__).parents[1]
+    python = os.path.relpath(sys.executable)
     before = set((args.root / "out").glob("*.mid"))
     for step in PIPELINE:
         script, *flags = step.split()
-        print(f"\n$ python {step} --root {shlex.quote(str(args.root))}", flush=True)
+        print(f"\n$ {python} {step} --root {shlex.quote(str(args.root))}", flush=True)
         command = [sys.executable, str(project / script), *flags, "--root", str(args.root)]
         process = subprocess.Popen(command)
         try:
@@ -55,29 +57,14 @@ def main(args: Args) -> None:
         if failed:
             raise UserError(f"the step above failed: {step}")
     (take,) = set((args.root / "out").glob("*.mid")) - before
-    show(take)
+    try:
+        render_wav(take, take.with_suffix(".wav"))
+    except UserError as error:
+        print(f"  {error}")
     print(f"demo: done in {(time.perf_counter() - start) / 60:.1f} min. Open these:")
     for suffix in (".mid", ".wav", ".png"):
         if take.with_suffix(suffix).exists():
             print(f"  {take.with_suffix(suffix)}")
-
-
-def show(take: Path) -> None:
-    """Draw the take, and render it where there is a renderer."""
-    from midigpt.midi import read_midi
-    from midigpt.show import draw_piano_roll, find_renderer, render_wav
-
-    draw_piano_roll(read_midi(take), take.with_suffix(".png"), take.name)
-    renderer = find_renderer()
-    if renderer is None:
-        print(
-            "  no .wav: it would need fluidsynth and a General MIDI soundfont (Debian: fluidsynth fluid-soundfont-gm)"
-        )
-        return
-    try:
-        render_wav(take, take.with_suffix(".wav"), renderer)
-    except subprocess.SubprocessError as error:
-        print(f"  no .wav: {error}")
 
 
 def get_chorales(folder: Path) -> None:

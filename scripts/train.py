@@ -5,7 +5,7 @@ Ctrl-C saves and ends; the same command goes on where it stopped.
 Example: python scripts/train.py --run waltzes --max-steps 3000 --model.n-layer 6
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from midigpt.files import UserError, parse_arguments
@@ -88,7 +88,7 @@ from midigpt.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from midigpt.files import write_text
+from midigpt.files import make, write_text
 from midigpt.model import GPT, ModelConfig, fast_bf16, pick_device
 from midigpt.tokenizer import file_sha256, tokenizer_path
 from midigpt.train_data import Batches, evaluation_windows, line_tokens, load_side
@@ -100,7 +100,8 @@ val, _ = load_side(config.root, "val")
 tokenizer_json = tokenizer_path(config.root)
 if not tokenizer_json.exists() or file_sha256(tokenizer_json) != meta["tokenizer"]:
     raise UserError(
-        f"train.bin was made with another tokenizer than {tokenizer_json}; make it again with: make train-bin"
+        f"train.bin was made with another tokenizer than {tokenizer_json};"
+        f" make it again with: {make(config.root, 'train-bin')}"
     )
 if not len(train.tokens):
     raise UserError(f"{config.root / 'train' / 'train.bin'} is empty; all songs are held out")
@@ -139,26 +140,24 @@ autocast = torch.autocast(device.split(":")[0], torch.bfloat16) if fast_bf16(dev
 
 run_folder = config.root / "train" / "runs" / config.run
 metrics_file = run_folder / "metrics.jsonl"
-# What must stay as it was for a run to go on.
+# What must stay as it was for a run to go on, in the words of a refusal.
 fixed = {
-    "tokenizer": meta["tokenizer"],
-    "training data": meta["train"],
-    "validation data": meta["val"],
-    "shape": [shape.n_layer, shape.n_head, shape.n_embd, shape.block_size],
-    "batch_size": config.batch_size,
-    "seed": config.seed,
+    "another tokenizer": meta["tokenizer"],
+    "other songs": [meta["train"], meta["val"]],
+    f"another shape than {' '.join(f'{name}={value}' for name, value in asdict(shape).items())}": asdict(shape),
+    f"another batch size than {config.batch_size}": config.batch_size,
+    f"another seed than {config.seed}": config.seed,
 }
 first_step = 0
 best: dict[str, float] | None = None  # the record of the best evaluation
 latest = find_checkpoint(run_folder / "latest")
 if latest:
     saved, tokenizer, state = load_checkpoint(latest)
-    for name, value in fixed.items():
-        if state["fixed"][name] != value:
-            raise UserError(
-                f"{run_folder} was begun with another {name} ({state['fixed'][name]}, now {value});"
-                " begin a new run with --run NAME"
-            )
+    for (difference, now), then in zip(fixed.items(), state["fixed"], strict=True):
+        if now != then:
+            raise UserError(f"{run_folder} was begun with {difference}; begin a new run with --run NAME")
+    if state["step"] > config.max_steps:
+        raise UserError(f"{run_folder} has made {state['step']} steps already; ask for more, or for a new --run NAME")
     model.load_state_dict(saved.state_dict())
     restore_optimizer(latest, model, optimizer)
     first_step, best = state["step"], state["best"]
@@ -279,7 +278,7 @@ for step in bar:
     with metrics_file.open("a") as out:
         out.write(json.dumps(record) + "\n")
     if saves:
-        run = {"step": done, "best": best, "fixed": fixed}
+        run = {"step": done, "best": best, "fixed": [*fixed.values()]}
         if best is record:
             save_checkpoint(run_folder / "best", model, tokenizer_json, run)
         save_checkpoint(run_folder / "latest", model, tokenizer_json, run, optimizer_tensors(model, optimizer))

@@ -72,7 +72,7 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_index_finds_all_endings_in_any_case_nested(tmp_path: Path) -> None:
     song = tmp_path / "song.mid"
     write_midi(melody(0), song)
-    for name in ("a.mid", "b/c/d.MIDI", "b/e.Kar", "f.RMI"):
+    for name in ("a.mid", "b/c/d.MIDI", "b/e.Kar", "f.RMI", "._a.mid"):
         (tmp_path / "raw_data" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(song, tmp_path / "raw_data" / name)
     (tmp_path / "raw_data" / "notes.txt").write_text("no music")
@@ -183,10 +183,11 @@ def test_one_bad_file_costs_only_itself(tmp_path: Path) -> None:
     (tmp_path / "raw_data" / "cut.mid").write_bytes(good[:-20])
     index_files(tmp_path)
     out = ok(run_script("scripts/dataset.py", "--root", tmp_path))
-    assert "refused 1: is not a MIDI file" in out and "3 files to 3 documents" in out
+    assert "refused 1: is not a MIDI file: text.mid" in out and "3 files converted" in out
     assert verdicts(tmp_path)["text.mid"] == ("refused", "is not a MIDI file (it has no MThd header)")
     assert "truncated" in str(verdicts(tmp_path)["cut.mid"][1])
-    assert "0 files to 0 documents" in ok(run_script("scripts/dataset.py", "--root", tmp_path))
+    again = ok(run_script("scripts/dataset.py", "--root", tmp_path))
+    assert "0 files converted" in again and "in all 3 files in 3 documents" in again and "2 refused" in again
 
 
 def test_nothing_but_bad_files_is_a_failure(tmp_path: Path) -> None:
@@ -410,7 +411,7 @@ def test_the_measure_counts_every_line_token_once(prepared: Path) -> None:
 def test_a_missing_input_names_the_command_that_makes_it(work: Path, script: str, missing: str, command: str) -> None:
     path = work / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    assert command in refusal(run_script(script, "--root", work))
+    assert f'{command} ROOT="{work}"' in refusal(run_script(script, "--root", work))
 
 
 def test_a_working_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -520,6 +521,21 @@ def test_a_run_of_another_shape_is_refused(trained: Path) -> None:
     assert "begun with another shape" in refusal(run_script("scripts/train.py", "--root", trained, *flags))
 
 
+def test_fewer_steps_than_were_made_are_refused(trained: Path) -> None:
+    error = refusal(run_script("scripts/train.py", "--root", trained, *TINY, "--max-steps", "100"))
+    assert "has made 150 steps already" in error
+
+
+def test_other_songs_need_a_new_run(trained: Path, tmp_path: Path) -> None:
+    work = Path(shutil.copytree(trained, tmp_path / "work"))
+    write_midi(melody(1000), work / "raw_data" / "new.mid")
+    index_files(work)
+    make_dataset(work)
+    make_train_bin(work, SPLIT)
+    error = refusal(run_script("scripts/train.py", "--root", work, *TINY, "--max-steps", "200"))
+    assert "begun with other songs; begin a new run with --run NAME" in error
+
+
 def test_a_tokenizer_that_did_not_make_train_bin_is_refused(work: Path) -> None:
     learn_tokenizer(work, 60, SPLIT)
     error = refusal(run_script("scripts/train.py", "--root", work, *TINY))
@@ -542,6 +558,18 @@ def test_sampling_writes_takes_and_overwrites_none(trained: Path, tmp_path: Path
     assert [take.read_bytes() for take in takes[:2]] == [take.read_bytes() for take in takes[2:]]  # the seed's
     assert takes[0].read_bytes() != takes[1].read_bytes()
     assert all(20 <= read_midi(take).notes < 40 for take in takes)
+
+
+def test_takes_are_drawn_and_rendered_where_that_is_asked(trained: Path, tmp_path: Path) -> None:
+    flags = ("--root", trained, "--out", tmp_path, "--notes", "5")
+    ok(run_script("sample.py", *flags, "--png"))
+    assert (tmp_path / "take-0001.png").read_bytes().startswith(b"\x89PNG")
+    result = run_script("sample.py", *flags, "--wav")
+    if shutil.which("fluidsynth") and not result.returncode:
+        assert (tmp_path / "take-0002.wav").read_bytes().startswith(b"RIFF")
+    else:
+        assert "needs fluidsynth and a General MIDI soundfont" in refusal(result)
+        assert (tmp_path / "take-0002.mid").exists()
 
 
 def test_sampling_obeys_program_and_tempo(trained: Path, tmp_path: Path) -> None:
@@ -629,7 +657,7 @@ def test_every_hostile_file_has_a_verdict_and_good_ones_are_untouched(
 def test_the_whole_pipeline_on_real_files(corpus: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "raw_data").symlink_to(corpus("mini"))
     ok(run_script("scripts/index.py", "--root", tmp_path))
-    assert "150 files to 535 documents" in ok(run_script("scripts/dataset.py", "--root", tmp_path))
+    assert "150 files in 535 documents" in ok(run_script("scripts/dataset.py", "--root", tmp_path))
     ok(run_script("scripts/tokenizer.py", "--root", tmp_path, "--vocab-size", "256"))
     ok(run_script("scripts/train_bin.py", "--root", tmp_path))
     shape = ("--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "64", "--model.block-size", "64")

@@ -46,5 +46,5 @@ def test_the_flags_of_the_table_exist() -> None:
 
 def test_the_example_of_the_idea_is_the_specifications() -> None:
     specification = (PROJECT / "docs" / "language.md").read_text()
-    (example,) = re.findall(r"intervals:\n\n(.*?)\n\n", README, re.S)
-    assert "\n".join(line.strip() for line in example.splitlines()) in specification
+    (example,) = re.findall(r"intervals:\n\n```\n(.*?)```", README, re.S)
+    assert example in specification
