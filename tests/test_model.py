@@ -155,10 +155,12 @@ def test_at_temperature_0_and_at_top_1_the_likeliest_is_written(tokenizer: Token
 
 @pytest.mark.parametrize("line", ["1/1\n", "0+10|1/7\n", "0+10|999/1\n", "0+10:999/1|1/1\n"])
 def test_endless_rests_and_times_off_the_grid_are_not_written(tokenizer: Tokenizer, line: str) -> None:
-    writer = Writer(Scripted(tokenizer, line, sureness=19), tokenizer, Drawing())
+    model = Scripted(tokenizer, line, sureness=19)
+    writer = Writer(model, tokenizer, Drawing())
     writer.read([START_ID])
     with pytest.raises(UserError, match="train it for longer"):
         write_lines(writer, Header(), given="0+10|1/1\n")
+    assert model.calls == 1 + 100 * len(tokenizer.encode(line))  # none of 100 tries was taken
 
 
 def test_a_kept_header_stays_in_view(model: GPT, tokenizer: Tokenizer) -> None:

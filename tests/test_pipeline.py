@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from midigpt.dataset import make_dataset
 from midigpt.documents import Split
 from midigpt.files import UserError
-from midigpt.index import index_files, songs
+from midigpt.index import Song, index_files, songs
 from midigpt.language import decode, encode, read_header
 from midigpt.midi import read_midi, write_midi
 from midigpt.score import Score
@@ -353,6 +353,14 @@ def test_trap_one_song_under_two_names_stays_on_one_side(tmp_path: Path) -> None
     sides = {song.name: split.is_val(song) for song in songs(tmp_path)}
     assert set(sides.values()) == {True, False}
     assert all(sides[f"song{number:02d}"] == sides[f"cover{number:02d}"] for number in range(20))
+
+
+def test_about_the_asked_fraction_is_held_out() -> None:
+    songs = [Song(str(number), f"{number:016x}", 1) for number in range(2000)]
+    for fraction in (0.0, 0.05, 0.5):
+        held_out = sum(Split(fraction, seed=1).is_val(song) for song in songs)
+        assert held_out == pytest.approx(2000 * fraction, abs=70)
+    assert [Split(0.5, 1).is_val(song) for song in songs] != [Split(0.5, 2).is_val(song) for song in songs]
 
 
 def test_another_split_than_the_tokenizers_is_refused(work: Path) -> None:
