@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -10,10 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from midigpt.dataset import make_dataset
+from midigpt.documents import Split
+from midigpt.index import index_files
 from midigpt.midi import write_midi
 from midigpt.score import Score, track_from_notes
+from midigpt.tokenizer import learn_tokenizer
+from midigpt.train_data import make_train_bin
 
 PROJECT = Path(__file__).parents[1]
+SPLIT = Split(0.2, 0)
+TINY = ("--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.block-size", "32")
+TINY += ("--batch-size", "4", "--log-interval", "2", "--device", "cpu")
 
 
 @pytest.fixture(scope="session")
@@ -74,3 +83,33 @@ def refusal(result: subprocess.CompletedProcess[str]) -> str:
     assert result.returncode != 0, result.stdout
     assert "Traceback" not in result.stderr, result.stderr
     return result.stderr
+
+
+def documents(root: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in (root / "data").glob("*.txt")}
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with 30 songs, packed."""
+    root = tmp_path_factory.mktemp("prepared")
+    make_songs(root / "raw_data", 30)
+    index_files(root)
+    make_dataset(root)
+    learn_tokenizer(root, 80, SPLIT)
+    make_train_bin(root, SPLIT)
+    return root
+
+
+@pytest.fixture
+def work(prepared: Path, tmp_path: Path) -> Path:
+    """A copy of `prepared` to do with as one likes."""
+    return Path(shutil.copytree(prepared, tmp_path / "work"))
+
+
+@pytest.fixture(scope="session")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("trained") / "work"))
+    flags = (*TINY, "--max-steps", "150", "--eval-interval", "75", "--learning-rate", "2e-2", "--warmup-steps", "10")
+    ok(run_script("scripts/train.py", "--root", root, *flags))
+    return root
