@@ -46,7 +46,7 @@ class Args:
     program: str | None = None
     """Instrument without a prompt: a General MIDI program 0..127, or d for drums."""
     tempo: int | None = None
-    """Beats per minute without a prompt."""
+    """Beats per minute without a prompt, 20..320."""
     png: bool = False
     """Draw a piano roll beside each take."""
     wav: bool = False
@@ -64,7 +64,10 @@ def main(args: Args) -> None:
     from midigpt.language import normalise
     from midigpt.midi import load_midi
     from midigpt.model import pick_device
+    from midigpt.show import draw_piano_roll, find_renderer, render_wav
 
+    if args.wav:
+        find_renderer()  # or say so before anything is written
     runs = args.root / "train" / "runs" / args.run
     folder = args.model or find_checkpoint(runs / "best") or find_checkpoint(runs / "latest")
     if folder is None:
@@ -81,12 +84,8 @@ def main(args: Args) -> None:
             score = begin(model, tokenizer, drawing, args)
         path = save(score, out)
         if args.png:
-            from midigpt.show import draw_piano_roll
-
             draw_piano_roll(score, path.with_suffix(".png"), path.name)
         if args.wav:
-            from midigpt.show import render_wav
-
             render_wav(path, path.with_suffix(".wav"))
         seconds = score.end / score.ticks_per_beat * 60 / score.tempo_bpm
         tqdm.write(f"{path}: {score.notes} notes, {seconds:.0f} s, seed {seed + take}")
@@ -105,8 +104,8 @@ def check(args: Args) -> None:
         raise UserError("--program and --tempo are the prompt's own where there is a --prompt; leave them out")
     if args.program is not None and args.program != "d" and not (args.program.isdecimal() and int(args.program) < 128):
         raise UserError(f"--program {args.program} is neither 0..127 nor d")
-    if args.tempo is not None and not 10 <= args.tempo <= 400:
-        raise UserError(f"--tempo {args.tempo} is not in 10..400")
+    if args.tempo is not None and not 20 <= args.tempo <= 320:
+        raise UserError(f"--tempo {args.tempo} is not in 20..320")
 
 
 def begin(model: "GPT", tokenizer: "Tokenizer", drawing: "Drawing", args: Args) -> "Score":

@@ -29,8 +29,6 @@ from midigpt.midi_bytes import MidiError
 
 CRASHED = "crashed the reader"  # as the reason of a refusal
 COMMIT_SECONDS = 1.0  # outcomes younger than this are lost by a kill, and made again
-
-
 _DOCUMENT = re.compile(r".+_[1-9]\d*\.txt", re.DOTALL)
 
 

@@ -52,18 +52,23 @@ def draw_piano_roll(score: Score, path: Path, title: str = "") -> None:
         figure.savefig(temporary, format="png")
 
 
-def render_wav(midi: Path, wav: Path) -> None:
-    """Play a MIDI file into a .wav by fluidsynth. Raises UserError where it or a soundfont is missing or fails."""
+def find_renderer() -> tuple[str, Path]:
+    """The fluidsynth program and a General MIDI soundfont. Raises UserError where one is missing."""
     program = shutil.which("fluidsynth")
     font = next((font for folder in SOUNDFONT_FOLDERS for font in sorted(Path(folder).glob("*.sf[23]"))), None)
     if not program or not font:
         raise UserError(
-            f"no sound for {midi}: that needs fluidsynth and a General MIDI soundfont"
-            " (Debian: apt install fluidsynth fluid-soundfont-gm)"
+            "a .wav needs fluidsynth and a General MIDI soundfont (Debian: apt install fluidsynth fluid-soundfont-gm)"
         )
+    return program, font
+
+
+def render_wav(midi: Path, wav: Path) -> None:
+    """Play a MIDI file into a .wav. Raises UserError where the renderer is missing or fails."""
+    program, font = find_renderer()
     with replacing(wav) as temporary:
         command = [program, "-ni", "-g", "0.7", "-r", "44100", "-T", "wav", "-F", str(temporary), str(font), str(midi)]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=RENDER_SECONDS)
         except subprocess.SubprocessError as error:
-            raise UserError(f"no sound for {midi}: {error}") from None
+            raise UserError(f"{midi} could not be rendered ({error})") from None
