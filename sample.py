@@ -132,7 +132,7 @@ def continue_prompt(
     The busiest part goes first and sets how far the others go.
     """
     from midigpt.generate import Writer, write_lines
-    from midigpt.language import decode, encode, read_header
+    from midigpt.language import decode, encode, keep_fields, read_header
     from midigpt.tokenizer import START_ID
 
     cut = -(-prompt.end // prompt.ticks_per_beat) * prompt.ticks_per_beat
@@ -142,7 +142,7 @@ def continue_prompt(
     for number in sorted(range(len(documents)), key=lambda n: -documents[n].notes):
         document = documents[number]
         writer = Writer(model, tokenizer, drawing)
-        unkeyed = document.header.partition(" key=")[0].rstrip("\n") + "\n"  # the key says nothing of the lines
+        unkeyed = keep_fields(document.header, lambda name: name != "key")  # which says nothing of the lines
         head = [START_ID, *tokenizer.encode(unkeyed).ids]
         writer.head = len(head)
         writer.read(head + tokenizer.encode(document.body).ids)

@@ -28,7 +28,7 @@ def save_checkpoint(
     temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    # Plain names also for a compiled model; contiguous copies, as the file format wants them.
+    # Contiguous copies, as the file format wants them.
     weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
     save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
     write_json(temporary / "config.json", _hugging_face_config(model.config))
@@ -71,9 +71,9 @@ def load_checkpoint(folder: Path, device: str = "cpu") -> tuple[GPT, Tokenizer, 
         run = read_json(folder / "run.json")
         config = _model_config(folder, read_json(folder / "config.json"))
         tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text())
+    except UserError:
+        raise
     except Exception as error:  # tokenizers raises nothing narrower
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{folder} is a damaged checkpoint ({error})") from None
     if run.get("language") != LANGUAGE:
         raise UserError(f"{folder} speaks another language ({run.get('language')}) than this version ({LANGUAGE})")

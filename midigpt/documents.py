@@ -10,6 +10,12 @@ from midigpt.index import Song
 from midigpt.language import LanguageError, check_document
 
 
+def is_drawn(text: str, fraction: float) -> bool:
+    """Whether a text is among the given fraction of all, by its hash: chance that is always the same."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
 @dataclass(frozen=True)
 class Split:
     """Which songs are held out: those whose hash with the seed falls into the fraction.
@@ -26,8 +32,7 @@ class Split:
             raise UserError(f"--val-fraction {self.val_fraction} is not in 0..1; 0.05 holds out a song in twenty")
 
     def is_val(self, song: Song) -> bool:
-        digest = hashlib.sha256(f"{self.seed} {song.fingerprint}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") < self.val_fraction * 2**64
+        return is_drawn(f"{self.seed} {song.fingerprint}", self.val_fraction)
 
 
 def document_paths(root: Path, chosen: Iterable[Song]) -> Iterator[Path]:

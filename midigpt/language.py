@@ -11,7 +11,7 @@ all notes that start at one instant and the time until the next line:
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -213,7 +213,9 @@ def decode(documents: Iterable[str]) -> Score:
     finer where a text's times need it. Raises LanguageError, which names document and line.
     """
     texts = list(documents)
-    units = {int(unit) for text in texts for unit in _UNIT.findall(_body(text)) if len(unit) <= 5 and int(unit)}
+    units = {
+        int(unit) for text in texts for unit in _UNIT.findall(split_header(text)[1]) if len(unit) <= 5 and int(unit)
+    }
     resolution = math.lcm(GRID, *units)
     if resolution > MAX_RESOLUTION:
         raise LanguageError(f"times in units of {', '.join(map(str, sorted(units)))} of a beat have no common clock")
@@ -234,8 +236,18 @@ def split_documents(text: str) -> list[str]:
     return [part.strip("\n") + "\n" for part in re.split(r"\n\s*\n", text) if part.strip()]
 
 
-def _body(text: str) -> str:
-    return text.partition("\n")[2] if text.startswith("#") else text
+def split_header(text: str) -> tuple[str, str]:
+    """A document's header line, "#" where it has none, with its newline; and its lines."""
+    if not text.startswith("#"):
+        return "#\n", text
+    header, _, body = text.partition("\n")
+    return header + "\n", body
+
+
+def keep_fields(header: str, is_kept: Callable[[str], bool]) -> str:
+    """A header line with those of its fields whose name is to be kept."""
+    mark, *fields = header.removesuffix("\n").split(" ")
+    return " ".join([mark, *(field for field in fields if is_kept(field.partition("=")[0]))]) + "\n"
 
 
 def check_document(text: str) -> None:
@@ -244,7 +256,7 @@ def check_document(text: str) -> None:
     The header is read, the lines' characters and the first line's form are checked; not every line.
     """
     header = read_header(text)
-    body = _body(text)
+    body = split_header(text)[1]
     if strange := body.translate(_NO_BODY):
         raise LanguageError(f"{_shown(strange)} has no place in a document's lines")
     if first := body.partition("\n")[0]:
@@ -323,7 +335,8 @@ def _decode_track(text: str, header: Header, resolution: int) -> Track:
 
     rows: list[tuple[int, int, int, int]] = []
     now, reference = 0, DEFAULT_KEY if header.key is None else header.key
-    lines = _body(text).removesuffix("\n").split("\n") if _body(text) else []
+    body = split_header(text)[1]
+    lines = body.removesuffix("\n").split("\n") if body else []
     for number, line in enumerate(lines, start=2 if text.startswith("#") else 1):
         try:
             notes, time, reference = read_line(line, reference, header.is_drum)

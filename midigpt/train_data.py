@@ -5,7 +5,6 @@ NAME.docs.npy, int64 of shape (D, 2): for each document the position of its star
 first token after the header. train/meta.json says what they were made from.
 """
 
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,10 +14,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from midigpt.documents import Split, document_paths, read_document
+from midigpt.documents import Split, document_paths, is_drawn, read_document
 from midigpt.files import UserError, make, read_json, replacing, write_json
 from midigpt.index import Song, songs
-from midigpt.language import LANGUAGE
+from midigpt.language import LANGUAGE, keep_fields, split_header
 from midigpt.score import IntArray
 from midigpt.tokenizer import START_ID, load_tokenizer
 
@@ -89,9 +88,9 @@ def _pack(root: Path, side: list[Song], tokenizer: Tokenizer, bin_path: Path, do
     with bin_path.open("wb") as out, tqdm(total=len(paths), desc=bin_path.name[1:].split(".")[0], disable=None) as bar:
         for first in range(0, len(paths), ENCODE_AT_ONCE):
             some = paths[first : first + ENCODE_AT_ONCE]
-            texts = [read_document(path) for path in some]
-            headers = [_header(text, path.stem, is_val) for text, path in zip(texts, some, strict=True)]
-            bodies = [text.partition("\n")[2] for text in texts]
+            texts = [split_header(read_document(path)) for path in some]
+            headers = [_header(header, path.stem, is_val) for (header, _), path in zip(texts, some, strict=True)]
+            bodies = [body for _, body in texts]
             encoded = zip(tokenizer.encode_batch(headers), tokenizer.encode_batch(bodies), strict=True)
             for number, (header, body) in enumerate(encoded, start=first):
                 docs[number] = position, position + 1 + len(header)
@@ -108,22 +107,15 @@ def _write(out: IO[bytes], ids: list[int]) -> int:
     return len(ids)
 
 
-def _header(text: str, document: str, is_val: bool) -> str:
+def _header(header: str, document: str, is_val: bool) -> str:
     """A document's header as the model reads it.
 
     In training each field is dropped with probability DROP_FIELD, by a hash of document and field; held-out
     documents keep all but the key, which says nothing of the lines.
     """
-
-    def is_kept(field: str) -> bool:
-        name = field.partition("=")[0]
-        if is_val:
-            return name != "key"
-        digest = hashlib.sha256(f"{document} {name}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") >= DROP_FIELD * 2**64
-
-    mark, *fields = text.partition("\n")[0].split(" ")
-    return " ".join([mark, *filter(is_kept, fields)]) + "\n"
+    if is_val:
+        return keep_fields(header, lambda name: name != "key")
+    return keep_fields(header, lambda name: not is_drawn(f"{document} {name}", DROP_FIELD))
 
 
 # --- reading ---------------------------------------------------------------------------------------------

@@ -89,6 +89,17 @@ def test_headers_are_thinned_in_training_and_without_key_in_validation(prepared:
     assert 0.6 < kept < 0.9
 
 
+def test_a_document_without_a_header_loses_no_line(work: Path) -> None:
+    song = songs(work)[0]
+    (work / "data" / f"{song.name}_1.txt").write_text("0+10|1/1\n2+10|1/1\n")
+    make_train_bin(work, SPLIT)
+    side, _ = load_side(work, "val" if SPLIT.is_val(song) else "train")
+    start, lines = side.docs[0]
+    tokenizer = Tokenizer.from_file(str(work / "cache" / "tokenizer.json"))
+    assert tokenizer.decode(side.tokens[start + 1 : lines].tolist()) == "#\n"
+    assert tokenizer.decode(side.tokens[lines : side.docs[1, 0]].tolist()) == "0+10|1/1\n2+10|1/1\n"
+
+
 def test_running_twice_changes_nothing(work: Path) -> None:
     def everything() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for folder in ("cache", "train") for path in (work / folder).iterdir()}
