@@ -11,9 +11,11 @@ all notes that start at one instant and the time until the next line:
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,9 +32,14 @@ LANGUAGE = f"interval-1 layout=track grid={GRID} velocity-bins={VELOCITY_BINS} p
 # The tempos a header can name, in beats per minute; none is further than 5 % from the next.
 TEMPOS = (*range(20, 40), *range(40, 120, 2), *range(120, 240, 5), *range(240, 321, 10))
 
+_TEMPO_BORDERS = [math.sqrt(a * b) for a, b in pairwise(TEMPOS)]  # the middle by ratio
+
 TEMPO_RANGE = range(4, 1000)  # of the reader; slower than 3.6 no MIDI file can be
 MAX_TICKS = 2**31 - 1  # of a whole piece
 MAX_RESOLUTION = 0x7FFF  # ticks per beat, likewise
+
+LONG = 100 * GRID  # shorter times are looked up; up to 9999/24 they would fit into seven characters
+_BLANK = "\1"  # stands for a long time until it is filled in
 
 _BODY_ALPHABET = "0123456789+-=|:/\n"
 ALPHABET = "".join(sorted(set(_BODY_ALPHABET + "# program=d tempo meter key")))  # of a whole document
@@ -51,7 +58,21 @@ class LanguageError(ValueError):
 
 def nearest_tempo(bpm: float) -> int:
     """The tempo of the fixed list that is nearest by ratio, as tempo is heard."""
-    return min(TEMPOS, key=lambda tempo: abs(math.log(tempo / max(bpm, 1.0))))
+    return TEMPOS[bisect_right(_TEMPO_BORDERS, bpm)]
+
+
+@dataclass(frozen=True)
+class _Notes:
+    """The notes of all tracks in one table, in normal form: numpy is called once a file, not once a track.
+
+    Each has shape (N,); ordered by part, onset, pitch; times in grid steps.
+    """
+
+    part: IntArray  # which of the tracks that have notes
+    onset: IntArray
+    end: IntArray
+    pitch: IntArray
+    bins: IntArray  # velocity bin, 1..VELOCITY_BINS
 
 
 def normalise(score: Score) -> Score:
@@ -61,39 +82,62 @@ def normalise(score: Score) -> Score:
     the grid on the absolute clock, halves up; a note lasts at least a step; notes of one track with the same
     onset and pitch are joined (greater velocity, later end); a note is cut where its pitch starts again.
     Velocities become the middle of their bin, the tempo the nearest of TEMPOS. Names, and tracks without
-    notes, are dropped.
+    notes, are dropped. Raises LanguageError for a piece of more than MAX_TICKS steps.
     """
-    tracks = (_normalise_track(track, score.ticks_per_beat) for track in score.tracks if len(track))
-    return Score(GRID, tuple(tracks), float(nearest_tempo(score.tempo_bpm)), score.meter)
+    tracks = [track for track in score.tracks if len(track)]
+    notes = _normal_notes(tracks, np.full(len(tracks), score.ticks_per_beat))
+    velocity = notes.bins * VELOCITY_STEP - VELOCITY_STEP // 2
+    normal = []
+    for track, (start, stop) in zip(tracks, _bounds(notes.part, len(tracks)), strict=True):
+        onset, end, pitch, loudness = (a[start:stop] for a in (notes.onset, notes.end, notes.pitch, velocity))
+        program = 0 if track.is_drum else track.program
+        normal.append(Track(program, track.is_drum, onset, end - onset, pitch, loudness))
+    return Score(GRID, tuple(normal), float(nearest_tempo(score.tempo_bpm)), score.meter)
 
 
-def _normalise_track(track: Track, ticks_per_beat: int) -> Track:
-    onset, end, pitch = track.onset, track.onset + track.duration, track.pitch
-    if len(track.pedal) and not track.is_drum:
-        down, up = track.pedal.T
-        held = np.searchsorted(down, end, side="right") - 1  # the last pedal pressed by the note's end
-        is_held = (held >= 0) & (end < up[held])
-        end = np.where(is_held, up[held], end)
+def _normal_notes(tracks: Sequence[Track], ticks_per_beat: IntArray) -> _Notes:
+    """The normal form of tracks, (P,), each with its own clock, (P,)."""
+    part = np.repeat(np.arange(len(tracks)), [len(track) for track in tracks])
+    onset, duration, pitch, velocity = (
+        np.concatenate([getattr(track, column) for track in tracks] or [np.empty(0, np.int64)])
+        for column in ("onset", "duration", "pitch", "velocity")
+    )
+    end = onset + duration
+    for (start, stop), track in zip(_bounds(part, len(tracks)), tracks, strict=True):
+        if len(track.pedal) and not track.is_drum:
+            end[start:stop] = _held(end[start:stop], track.pedal)
 
-    def to_grid(ticks: IntArray) -> IntArray:
-        return (2 * GRID * ticks + ticks_per_beat) // (2 * ticks_per_beat)
-
-    onset, end = to_grid(onset), to_grid(end)
+    beat = ticks_per_beat[part]
+    onset, end = ((2 * GRID * ticks + beat) // (2 * beat) for ticks in (onset, end))
     end = np.maximum(end, onset + 1)
+    bins = (velocity + (VELOCITY_STEP - 1)) // VELOCITY_STEP
 
-    place = onset * 128 + pitch
-    order = np.argsort(place, kind="stable")
-    first = np.flatnonzero(np.diff(place[order], prepend=-1))  # of each group to be joined
-    onset, pitch = onset[order][first], pitch[order][first]
-    end = np.maximum.reduceat(end[order], first)
-    velocity = np.maximum.reduceat(track.velocity[order], first)
+    if len(end) and (latest := int(end.max())) > MAX_TICKS:
+        raise LanguageError(f"the piece is {latest} steps long; {MAX_TICKS} is the most")
+    place = part << 40 | onset << 7 | pitch  # onsets have 31 bits
+    step = np.diff(place)
+    if (step < 0).any():  # rounding has put notes on one onset that were not
+        order = np.argsort(place, kind="stable")
+        part, onset, end, pitch, bins = (a[order] for a in (part, onset, end, pitch, bins))
+        step = np.diff(place[order])
+    if (step == 0).any():
+        first = np.flatnonzero(np.concatenate(([1], step)))  # of each group to be joined
+        end, bins = np.maximum.reduceat(end, first), np.maximum.reduceat(bins, first)
+        part, onset, pitch = part[first], onset[first], pitch[first]
+    return _Notes(part, onset, cut_repeats(onset, end, part << 7 | pitch), pitch, bins)
 
-    end = cut_repeats(onset, end, pitch)
 
-    bins = -(-velocity // VELOCITY_STEP)
-    velocity = bins * VELOCITY_STEP - VELOCITY_STEP // 2
-    program = 0 if track.is_drum else track.program
-    return Track(program, track.is_drum, onset, end - onset, pitch, velocity)
+def _bounds(part: IntArray, parts: int) -> list[tuple[int, int]]:
+    """Where each part's notes begin and end."""
+    cuts = np.searchsorted(part, np.arange(parts + 1)).tolist()
+    return list(pairwise(cuts))
+
+
+def _held(end: IntArray, pedal: IntArray) -> IntArray:
+    """The ends of notes with the sustain pedal: a note whose pedal is down at its end lasts until the release."""
+    down, up = pedal.T
+    held = np.searchsorted(down, end, side="right") - 1  # the last pedal pressed by the note's end
+    return np.where((held >= 0) & (end < up[held]), up[held], end)
 
 
 # --- Score -> text ---------------------------------------------------------------------------------------
@@ -118,50 +162,73 @@ def encode(score: Score, end: int | None = None) -> list[Document]:
     Documents end with their last note, or, if `end` (grid steps) is given and later than that note's onset,
     there: a prompt runs to its cut. Raises LanguageError for a piece of more than MAX_TICKS steps.
     """
-    score = normalise(score)
-    if score.end > MAX_TICKS:
-        raise LanguageError(f"the piece is {score.end} steps long; {MAX_TICKS} is the most")
-    return [_encode_track(track, score, end) for track in score.tracks]
+    return encode_batch([score], end)[0]
 
 
-def _encode_track(track: Track, score: Score, end: int | None) -> Document:
-    first = np.flatnonzero(np.diff(track.onset, prepend=-1))  # (L,) first note of each line
-    line_onset = track.onset[first]
-    last_end = int(line_onset[-1] + track.duration[first[-1] :].max()) if end is None else end
-    line_time = np.diff(line_onset, append=max(last_end, int(line_onset[-1]) + 1))  # (L,) steps
-    line = np.repeat(np.arange(len(first)), np.diff(first, append=len(track)))  # (N,) the line of each note
+def encode_batch(scores: Sequence[Score], end: int | None = None) -> list[list[Document]]:
+    """encode() of several scores at once: numpy's cost for each call is shared, which small files gain by."""
+    rows = [(number, track) for number, score in enumerate(scores) for track in score.tracks if len(track)]
+    if not rows:
+        return [[] for _ in scores]
+    tracks = [track for _, track in rows]
+    notes = _normal_notes(tracks, np.array([scores[number].ticks_per_beat for number, _ in rows]))
+    bounds = _bounds(notes.part, len(tracks))
+    bodies = _bodies(notes, np.array([track.is_drum for track in tracks]), bounds, end)
+    shared = [f"tempo={nearest_tempo(s.tempo_bpm)} meter={s.meter[0]}/{s.meter[1]}" for s in scores]
+    keys = notes.pitch[[start for start, _ in bounds]].tolist()
+    documents: list[list[Document]] = [[] for _ in scores]
+    for (number, track), (start, stop), key, body in zip(rows, bounds, keys, bodies, strict=True):
+        program, anchor = ("d", "") if track.is_drum else (track.program, f" key={key}")
+        documents[number].append(Document(f"# program={program} {shared[number]}{anchor}\n", body, stop - start))
+    return documents
 
-    key = int(track.pitch[0])
-    if track.is_drum:
-        interval, sign = track.pitch, np.full(len(track), 2)
-    else:
-        interval = np.diff(track.pitch, prepend=key)
-        interval[first] = np.diff(track.pitch[first], prepend=key)
-        sign = (interval < 0).astype(np.int64)
-    bins = (track.velocity + VELOCITY_STEP // 2) // VELOCITY_STEP
 
-    # A note is two pieces of text (what it is; how long, if not as long as its line), a line's time is one.
-    pieces = np.empty(2 * len(track) + len(first), object)
-    at = 2 * np.arange(len(track)) + line
-    pieces[at] = _note_texts()[sign, np.abs(interval), bins]
-    is_detached = track.duration != line_time[line]
-    length = np.full(len(track), "|", object)
-    length[is_detached] = _time_texts(track.duration[is_detached], ":{}|")
-    pieces[at + 1] = length
-    pieces[2 * np.append(first[1:], len(track)) + np.arange(len(first))] = _time_texts(line_time, "{}\n")
-    body = "".join(pieces.tolist())
-    if line_onset[0]:
-        body = f"{_time_text(int(line_onset[0]))}\n{body}"
+def _bodies(notes: _Notes, is_drum: NDArray[np.bool_], bounds: list[tuple[int, int]], end: int | None) -> list[str]:
+    """The lines of each part.
 
-    numerator, denominator = score.meter
-    fields = [
-        f"program={'d' if track.is_drum else track.program}",
-        f"tempo={score.tempo_bpm:.0f}",
-        f"meter={numerator}/{denominator}",
-    ]
-    if not track.is_drum:
-        fields.append(f"key={key}")
-    return Document(f"# {' '.join(fields)}\n", body, len(track))
+    A note is two pieces of text (what it is; how long, if not as long as its line), and a line's time is one.
+    Each piece is looked up as eight bytes, unused ones zero; the zeros are then taken out of the whole.
+    """
+    part, onset, pitch = notes.part, notes.onset, notes.pitch
+    count = len(onset)
+    is_first = np.ones(count, bool)  # of its line
+    is_first[1:] = np.diff(part << 40 | onset) != 0
+    first = np.flatnonzero(is_first)  # (L,)
+    line = np.cumsum(is_first) - 1  # (N,) the line of each note
+
+    line_onset, line_part = onset[first], part[first]
+    line_end = np.append(line_onset[1:], 0)  # (L,) the next line's onset ...
+    is_last = np.append(line_part[1:] != line_part[:-1], True)
+    line_end[is_last] = np.maximum.reduceat(notes.end, first)[is_last] if end is None else end
+    line_time = np.maximum(line_end - line_onset, 1)
+
+    before = np.arange(-1, count - 1)  # the note that each one's pitch is counted from
+    before[first[1:]] = first[:-1]
+    before[[start for start, _ in bounds]] = [start for start, _ in bounds]
+    row = np.where(is_drum[part], 255 + pitch, 127 + pitch - pitch[before])
+    length = notes.end - onset
+    length[length == line_time[line]] = 0
+
+    at = 2 * np.arange(count) + line  # (N,) the first piece of each note
+    time_at = np.append(at[first[1:]], 2 * count + len(first)) - 1  # (L,)
+    steps = np.zeros(2 * count + len(first), np.int64)  # what each piece says of time
+    steps[at + 1], steps[time_at] = length, line_time
+    pieces = np.empty(len(steps), np.uint64)
+    pieces[at] = _note_table()[is_first.view(np.uint8), row, notes.bins]
+    pieces[at + 1] = _time_table(":")[np.minimum(length, LONG)]
+    pieces[time_at] = _time_table("|")[np.minimum(line_time, LONG)]
+
+    bodies = []
+    cuts = at[[start for start, _ in bounds]].tolist()
+    for (start, _), here in zip(bounds, map(slice, cuts, [*cuts[1:], None]), strict=True):
+        body = pieces[here].tobytes().translate(None, b"\0")[1:].decode("ascii") + "\n"
+        if _BLANK in body:
+            for long in steps[here][steps[here] >= LONG].tolist():
+                body = body.replace(_BLANK, _time_text(long), 1)
+        if onset[start]:
+            body = f"{_time_text(int(onset[start]))}\n{body}"
+        bodies.append(body)
+    return bodies
 
 
 def _time_text(steps: int) -> str:
@@ -170,26 +237,19 @@ def _time_text(steps: int) -> str:
 
 
 @cache
-def _time_table(form: str) -> NDArray[np.object_]:
-    return np.array([form.format(_time_text(steps)) for steps in range(64 * GRID)], object)
-
-
-def _time_texts(steps: IntArray, form: str) -> NDArray[np.object_]:
-    """The text of many times at once; times beyond the table's 64 beats are rare and written singly."""
-    table = _time_table(form)
-    texts = table[np.minimum(steps, len(table) - 1)]
-    for i in np.flatnonzero(steps >= len(table)).tolist():
-        texts[i] = form.format(_time_text(int(steps[i])))
-    return texts
+def _time_table(mark: str) -> NDArray[np.uint64]:
+    """(LONG + 1,) texts of times in steps, none for 0; a blank for LONG and more, as they may not fit."""
+    texts = ["", *(mark + _time_text(steps) for steps in range(1, LONG)), mark + _BLANK]
+    return np.array(texts, "S8").view(np.uint64)
 
 
 @cache
-def _note_texts() -> NDArray[np.object_]:
-    """(3, 128, 17) texts of a note by sign (+ - =), interval and velocity bin."""
-    return np.array(
-        [[[f"{interval}{sign}{b}" for b in range(VELOCITY_BINS + 1)] for interval in range(128)] for sign in "+-="],
-        object,
-    )
+def _note_table() -> NDArray[np.uint64]:
+    """(2, 383, 17) texts of a note: whether it is the first of its line; interval + 127, or 255 + drum; bin."""
+    pitches = [f"{abs(interval)}{'+' if interval >= 0 else '-'}" for interval in range(-127, 128)]
+    pitches += [f"{drum}=" for drum in range(128)]
+    texts = [[[f"{mark}{pitch}{b}" for b in range(VELOCITY_BINS + 1)] for pitch in pitches] for mark in "|\n"]
+    return np.array(texts, "S8").view(np.uint64)
 
 
 # --- text -> Score ---------------------------------------------------------------------------------------

@@ -8,13 +8,15 @@ pedals that stand in another chunk, SMPTE time. Writing is done by mido.
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mido
 import numpy as np
 import symusic
+from numpy.typing import NDArray
 
 from midigpt.files import UserError, replacing
-from midigpt.midi_bytes import PEDAL, Events, MidiError, clock, readable, scan, split_file
+from midigpt.midi_bytes import PEDAL, Events, MidiError, check_length, clock, readable, scan, split_file
 from midigpt.score import IntArray, Score, Track, cut_repeats
 
 DRUM_CHANNEL = 9  # counted from 0; "channel 10" in print
@@ -25,12 +27,12 @@ _HEADER = b"MThd" + struct.pack(">IHHH", 6, 1, 1, 480)  # before a single chunk;
 
 @dataclass
 class _Part:
-    """The notes of one channel in one MTrk chunk, as symusic's arrays joined."""
+    """The notes of one channel in one MTrk chunk."""
 
     chunk: int
     channel: int
     name: str
-    notes: dict[str, IntArray]
+    notes: list[dict[str, NDArray[Any]]]  # columns of notes, by program
 
 
 def load_midi(path: Path) -> Score:
@@ -55,6 +57,7 @@ def read_midi(source: Path | bytes) -> Score:
     data = source if isinstance(source, bytes) else source.read_bytes()
     midi_format, division, chunks = split_file(data)
     ticks_per_beat, tick_factor, is_smpte = clock(division)
+    check_length(chunks)
     parsed, parts, events = [], [], []
     for number, chunk in enumerate(map(readable, chunks)):
         try:
@@ -67,40 +70,63 @@ def read_midi(source: Path | bytes) -> Score:
         events.append(chunk_events)
     if not parts:
         raise MidiError("has no notes")
-    # In format 2, chunks are independent patterns: what one sets does not hold in another.
-    heard = [events[part.chunk : part.chunk + 1] if midi_format == 2 else events for part in parts]
-    tracks = tuple(_track(part, events[part.chunk], h, tick_factor) for part, h in zip(parts, heard, strict=True))
+    tracks = _tracks(parts, events, tick_factor, are_patterns=midi_format == 2)
     return Score(ticks_per_beat, tracks, 120.0 if is_smpte else _first_tempo(parsed), _first_meter(parsed))
 
 
-def _track(part: _Part, own: Events, heard: list[Events], tick_factor: int) -> Track:
-    is_drum = part.channel == DRUM_CHANNEL
-    return Track(
-        program=0 if is_drum else _program(part, own, heard),
-        is_drum=is_drum,
-        onset=part.notes["time"] * tick_factor,
-        duration=part.notes["duration"] * tick_factor,
-        pitch=part.notes["pitch"],
-        velocity=part.notes["velocity"],
-        pedal=_pedal_intervals(part, heard) * tick_factor,
-        name=part.name,
-    )
+def _tracks(parts: list[_Part], events: list[Events], tick_factor: int, are_patterns: bool) -> tuple[Track, ...]:
+    """A Track for each part. In patterns (format 2), what one chunk sets does not hold in another."""
+    notes = _joined(parts)
+    tracks = []
+    stop = 0
+    for part in parts:
+        start, stop = stop, stop + sum(len(columns["time"]) for columns in part.notes)
+        onset, duration, pitch, velocity = (column[start:stop] for column in notes)
+        own = events[part.chunk]
+        heard = [own] if are_patterns else events
+        is_drum = part.channel == DRUM_CHANNEL
+        program = 0 if is_drum else _program(part.channel, int(onset[0]), own, heard)
+        pedal = np.empty((0, 2), np.int64)
+        if any(part.channel in events.pedals for events in heard):
+            pedal = _pedal_intervals(part.channel, heard, int((onset + duration).max())) * tick_factor
+        tracks.append(
+            Track(program, is_drum, onset * tick_factor, duration * tick_factor, pitch, velocity, pedal, part.name)
+        )
+    return tuple(tracks)
+
+
+def _joined(parts: list[_Part]) -> list[IntArray]:
+    """Onset, duration, pitch and velocity of all parts, each (N,), ordered by part, onset, pitch."""
+    columns = ("time", "duration", "pitch", "velocity")
+    members = [(number, notes) for number, part in enumerate(parts) for notes in part.notes]
+    joined = [np.concatenate([notes[column] for _, notes in members]).astype(np.int64) for column in columns]
+    part = np.repeat([number for number, _ in members], [len(notes["time"]) for _, notes in members])
+    place = part << 40 | joined[0] << 7 | joined[2]
+    if (place[1:] < place[:-1]).any():
+        order = np.argsort(place, kind="stable")
+        joined = [column[order] for column in joined]
+    return joined
 
 
 def _first_tempo(chunks: list["symusic.core.ScoreTick"]) -> float:
     """Quarter notes a minute."""
-    tempos = [(tempo.time, tempo.mspq) for chunk in chunks for tempo in chunk.tempos if tempo.mspq > 0]
-    return 6e7 / min(tempos, key=lambda tempo: tempo[0], default=(0, 500_000))[1]
+    firsts = [next(((tempo.time, tempo.mspq) for tempo in chunk.tempos if tempo.mspq > 0), None) for chunk in chunks]
+    return 6e7 / min(filter(None, firsts), key=lambda tempo: tempo[0], default=(0, 500_000))[1]
 
 
 def _first_meter(chunks: list["symusic.core.ScoreTick"]) -> tuple[int, int]:
-    meters = [
-        (meter.time, (meter.numerator, meter.denominator))
+    firsts = [
+        next(
+            (
+                (meter.time, (meter.numerator, meter.denominator))
+                for meter in chunk.time_signatures
+                if meter.numerator > 0 and meter.denominator in (1, 2, 4, 8, 16, 32, 64, 128)
+            ),
+            None,
+        )
         for chunk in chunks
-        for meter in chunk.time_signatures
-        if meter.numerator > 0 and meter.denominator in (1, 2, 4, 8, 16, 32, 64, 128)
     ]
-    return min(meters, key=lambda meter: meter[0], default=(0, (4, 4)))[1]
+    return min(filter(None, firsts), key=lambda meter: meter[0], default=(0, (4, 4)))[1]
 
 
 def _parts(number: int, chunk: bytes, score: "symusic.core.ScoreTick") -> tuple[list[_Part], Events]:
@@ -113,60 +139,52 @@ def _parts(number: int, chunk: bytes, score: "symusic.core.ScoreTick") -> tuple[
     players = sorted(events.players)
     if len(players) != len(tracks):
         raise MidiError(f"has a damaged track chunk ({number + 1}: its events can't be told apart)")
-    by_channel: dict[int, list[symusic.core.TrackTick]] = {}
+    parts: dict[int, _Part] = {}
     for (channel, _), track in zip(players, tracks, strict=True):
-        by_channel.setdefault(channel, []).append(track)
-    parts = []
-    for channel, members in by_channel.items():
+        notes = track.notes.numpy()
+        if len(notes["time"]):
+            parts.setdefault(channel, _Part(number, channel, track.name, [])).notes.append(notes)
         if not events.whole:
-            events.pedals = [row for row in events.pedals if row[1] != channel] + _pedals(members[0], channel)
-        arrays = [member.notes.numpy() for member in members if len(member.notes)]
-        if not arrays:
-            continue
-        notes = {name: np.concatenate([a[name] for a in arrays]).astype(np.int64) for name in arrays[0]}
-        order = np.lexsort((notes["pitch"], notes["time"]))
-        parts.append(_Part(number, channel, members[0].name, {name: a[order] for name, a in notes.items()}))
-    return parts, events
+            own = _pedals(track)
+            if own.size:
+                events.pedals[channel] = own
+    return list(parts.values()), events
 
 
-def _pedals(track: "symusic.core.TrackTick", channel: int) -> list[tuple[int, int, int]]:
-    """(tick, channel, value) of the pedal's controllers (symusic's own intervals go wrong on channels above 0)."""
+def _pedals(track: "symusic.core.TrackTick") -> IntArray:
+    """Ticks and values of the pedal, (2, P) (symusic's own intervals go wrong on channels above 0)."""
     controls = track.controls.numpy()
-    is_pedal = controls["number"] == PEDAL
-    rows = zip(controls["time"][is_pedal].tolist(), controls["value"][is_pedal].tolist(), strict=True)
-    return [(tick, channel, value) for tick, value in rows]
+    is_pedal = np.flatnonzero(controls["number"] == PEDAL)
+    return np.array((controls["time"][is_pedal], controls["value"][is_pedal]), np.int64)
 
 
-def _program(part: _Part, own: Events, heard: list[Events]) -> int:
-    """The program in force on the part's channel at its first note: the chunk's own, else the last of any."""
-    first = int(part.notes["time"][0])
+def _pedal_intervals(channel: int, heard: list[Events], end: int) -> IntArray:
+    """(P, 2) ticks of down and up on a channel; a pedal never lifted is held to the end."""
+    tables = [events.pedals[channel] for events in heard if channel in events.pedals]
+    tick, value = np.concatenate(tables, axis=1)
+    if len(tables) > 1:
+        order = np.argsort(tick, kind="stable")
+        tick, value = tick[order], value[order]
+    is_down = np.zeros(len(tick) + 1, bool)
+    is_down[1:] = value >= 64
+    turns = tick[is_down[1:] != is_down[:-1]]  # down, up, down, ...
+    if len(turns) % 2:
+        turns = np.append(turns, end) if turns[-1] < end else turns[:-1]
+    return turns.reshape(-1, 2)
+
+
+def _program(channel: int, first_tick: int, own: Events, heard: list[Events]) -> int:
+    """The program in force on a channel at a part's first note: the chunk's own, else the last of any."""
     for sources in ([own], heard):
         changes = [
             (tick, program)
             for events in sources
-            for tick, channel, program in events.programs
-            if channel == part.channel and tick <= first
+            for tick, where, program in events.programs
+            if where == channel and tick <= first_tick
         ]
         if changes:
             return sorted(changes, key=lambda change: change[0])[-1][1]
     return 0
-
-
-def _pedal_intervals(part: _Part, heard: list[Events]) -> IntArray:
-    """(P, 2) ticks of down and up on the part's channel; a pedal never lifted is held to the part's end."""
-    rows = [(tick, value) for events in heard for tick, channel, value in events.pedals if channel == part.channel]
-    end = int((part.notes["time"] + part.notes["duration"]).max())
-    intervals = []
-    down = None
-    for tick, value in sorted(rows, key=lambda row: row[0]):
-        if value >= 64 and down is None:
-            down = tick
-        elif value < 64 and down is not None:
-            intervals.append((down, tick))
-            down = None
-    if down is not None and down < end:
-        intervals.append((down, end))
-    return np.array(intervals, np.int64).reshape(-1, 2)
 
 
 def write_midi(score: Score, path: Path) -> None:

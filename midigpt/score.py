@@ -48,9 +48,14 @@ class Track:
 
 
 def cut_repeats(onset: IntArray, end: IntArray, pitch: IntArray) -> IntArray:
-    """The ends of notes, shape (N,), each no later than the next onset of its own pitch."""
-    order = np.lexsort((onset, pitch))
-    again = np.flatnonzero(pitch[order][1:] == pitch[order][:-1])
+    """The ends of notes, shape (N,), each no later than the next onset of its own pitch.
+
+    Notes are ordered by onset, at least those of one pitch. A pitch may be any number from 0 on.
+    """
+    if len(pitch) and int(pitch.max()) < 1 << 16:
+        pitch = pitch.astype(np.uint16)  # for which numpy has a radix sort
+    order = np.argsort(pitch, kind="stable")
+    again = np.flatnonzero(pitch[order[1:]] == pitch[order[:-1]])
     this, following = order[again], order[again + 1]
     cut = end.copy()
     cut[this] = np.minimum(end[this], onset[following])
