@@ -15,11 +15,14 @@ from midigpt.score import IntArray
 
 HEADER_WITHIN = 512  # a RIFF, MacBinary or web-server header may stand before MThd
 PEDAL = 64  # the controller number of the sustain pedal
-LYRIC, END_OF_TRACK = 0x05, 0x2F  # meta events; symusic opens a track for a lyric: on "channel" 15
+END_OF_TRACK = 0x2F  # a meta event
 MAX_TICKS = 2**31 - 1  # of a track: symusic counts ticks in 32 bits
 
 _DATA_BYTES = {0x80: 2, 0x90: 2, 0xA0: 2, 0xB0: 2, 0xC0: 1, 0xD0: 1, 0xE0: 2}  # of channel messages
 _STRAY_BYTES = {0xF1: 1, 0xF2: 2, 0xF3: 1}  # of system messages, which have no place in a file; others 0
+_MISREAD = re.compile(
+    rb"[\xf0\xf7]|\xff(?:\x05|\x51[\x00-\x02]|\x58(?:[\x00-\x03]|[\x00-\xff]{2}[\x08-\xff]))"
+)  # system exclusive, lyric, tempo, meter
 _ODD = b"\xf5\0\0"  # for numpy: some event that is no message of two data bytes
 _HIGH = bytes(range(0x80, 0x100))  # status bytes, and all but the last of a delta
 
@@ -32,7 +35,7 @@ class MidiError(ValueError):
 class Events:
     """What one MTrk chunk says besides its notes. Times in ticks."""
 
-    players: set[tuple[int, int]] = field(default_factory=set)  # (channel, program) that have notes or lyrics
+    players: set[tuple[int, int]] = field(default_factory=set)  # (channel, program) that have notes
     programs: list[tuple[int, int, int]] = field(default_factory=list)  # (tick, channel, program)
     pedals: dict[int, IntArray] = field(default_factory=dict)  # by channel: ticks and values, (2, P)
     ticks: int = 0  # the chunk's length
@@ -120,8 +123,6 @@ def scan(chunk: bytes, to_first_note: bool = False) -> Events:
                     program[channel] = first
                     events.programs.append((tick, channel, first))
             else:
-                if status == 0xFF and chunk[position] == LYRIC:
-                    events.players.add((15, program[15]))
                 position = _event_end(chunk, status, position)
     except (IndexError, KeyError):  # the chunk ends in mid-event, or begins with data
         pass
@@ -169,8 +170,6 @@ def _scan_rest(
     changes = [(i, byte & 0x0F, data) for i, byte, data in placed if byte & 0xF0 == 0xC0]
     events.programs += [(int(ticks[i]), where, number) for i, where, number in changes]
     is_player = (kind == 0x90) & (second > 0)
-    for i in [i for i, *event in placed if event == [0xFF, LYRIC]]:
-        is_player[i], channel[i] = True, 15
     for where in set(channel[is_player].tolist()):
         own = [(i, number) for i, place, number in changes if place == where]
         since = np.searchsorted([i for i, _ in own], np.flatnonzero(is_player & (channel == where)))
@@ -246,23 +245,30 @@ def _wanted(own: int | None = None) -> re.Pattern[bytes]:
 def _variable_length(chunk: bytes, position: int) -> tuple[int, int]:
     """The number at a position, seven bits a byte while the high bit says "more", and the position after it."""
     number = 0
-    while True:
-        byte = chunk[position]
-        position += 1
+    for at in range(position, position + 4):
+        byte = chunk[at]
         number = number << 7 | byte & 0x7F
         if byte < 0x80:
-            return number, position
+            return number, at + 1
+    raise MidiError("has a damaged track chunk (a number of more than four bytes)")
 
 
 def readable(chunk: bytes) -> bytes:
-    """The chunk as symusic reads it rightly: system exclusive, which it misreads, turned into text events."""
-    if b"\xf0" not in chunk and b"\xf7" not in chunk:
+    """The chunk as symusic reads it rightly: events that it does not, turned into text events.
+
+    These are system exclusive, lyrics (which would open a track), and tempos and meters that are too short or
+    impossible.
+    """
+    if not _MISREAD.search(chunk):
         return chunk
     pieces, begin = [], 8
     for status, data, _ in _others(chunk, 8, _wanted()):
         if status in (0xF0, 0xF7):
             pieces += [chunk[begin : data - 1], b"\xff\x01"]
             begin = data
+        elif status == 0xFF and _MISREAD.match(chunk, data - 1):
+            pieces += [chunk[begin:data], b"\x01"]
+            begin = data + 1
     if not pieces:
         return chunk
     body = b"".join([*pieces, chunk[begin:]])

@@ -1,0 +1,169 @@
+"""Folders on a disk or in an object store: raw_data and data may be a path or a URL that fsspec knows (s3://...)."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from midigpt.files import UserError
+
+TEMPORARY = ".tmp"  # a folder in a local one, for files that have not got their name yet
+READ_AT_ONCE = 32  # objects asked for at the same time
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a listing says of a file."""
+
+    size: int
+    stamp: str  # changes when the file does; of an object in a store, that of its bytes
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder by its location, which alone is what another process or machine needs to use it."""
+
+    location: str
+
+    def __str__(self) -> str:
+        return self.location
+
+    @property
+    def is_remote(self) -> bool:
+        return "://" in self.location
+
+    def exists(self) -> bool:
+        if self.is_remote:
+            files, path = _file_system(self.location)
+            return bool(files.exists(path))
+        return Path(self.location).is_dir()
+
+    def make(self) -> None:
+        """Make the folder, and clear away what an interrupted run has left in it."""
+        if not self.is_remote:
+            shutil.rmtree(Path(self.location, TEMPORARY), ignore_errors=True)
+            Path(self.location, TEMPORARY).mkdir(parents=True)
+
+    def close(self) -> None:
+        if not self.is_remote:
+            shutil.rmtree(Path(self.location, TEMPORARY), ignore_errors=True)
+
+    def names(self) -> set[str]:
+        """The names of the files that lie directly in it."""
+        if self.is_remote:
+            files, path = _file_system(self.location)
+            files.invalidate_cache()
+            with suppress(FileNotFoundError):
+                return {found.rpartition("/")[2] for found in files.ls(path, detail=False)}
+            return set()
+        with suppress(FileNotFoundError), os.scandir(self.location) as listing:
+            return {entry.name for entry in listing}
+        return set()
+
+    def find(self, extensions: tuple[str, ...]) -> Iterator[tuple[str, Entry]]:
+        """The "/"-separated paths of all files with one of some endings, in any case, in any subfolder.
+
+        Raises UserError where a folder can't be listed.
+        """
+        try:
+            for path, entry in self._find_remote() if self.is_remote else _walk(self.location, "", set()):
+                name = path.rpartition("/")[2]
+                # "._NAME" is what macOS writes beside NAME on foreign disks; no MIDI, whatever its ending.
+                if name.lower().endswith(extensions) and not name.startswith("._"):
+                    yield path, entry()
+        except OSError as error:
+            raise UserError(f"{error.filename or self} can't be listed ({error.strerror or error})") from None
+
+    def _find_remote(self) -> Iterator[tuple[str, Any]]:
+        files, base = _file_system(self.location)
+        for path, info in files.find(base, detail=True).items():
+            stamp = info.get("ETag") or hashlib.sha256(repr(sorted(info.items())).encode()).hexdigest()
+            yield path.removeprefix(base).lstrip("/"), lambda info=info, stamp=stamp: Entry(info["size"], stamp)
+
+    def read(self, names: Sequence[str]) -> Iterator[bytes | OSError]:
+        """The bytes of files in the order of their names, or why there are none; from a store, several at once."""
+        if not self.is_remote:
+            yield from (_read(f"{self.location}/{name}") for name in names)
+            return
+        files, base = _file_system(self.location)
+        for first in range(0, len(names), READ_AT_ONCE):
+            paths = [f"{base}/{name}" for name in names[first : first + READ_AT_ONCE]]
+            contents = files.cat(paths, on_error="return")
+            for path in paths:
+                content = contents[path]
+                yield content if isinstance(content, bytes | OSError) else OSError(str(content))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file that nobody sees before it is whole. Raises UserError where that fails."""
+        try:
+            if self.is_remote:
+                files, base = _file_system(self.location)
+                files.pipe_file(f"{base}/{name}", content)
+                return
+            temporary = f"{self.location}/{TEMPORARY}/{name}"
+            try:
+                with open(temporary, "wb") as file:  # noqa: PTH123: in the hot path
+                    file.write(content)
+                os.rename(temporary, f"{self.location}/{name}")  # noqa: PTH104
+            except OSError:
+                with suppress(OSError):
+                    os.unlink(temporary)  # noqa: PTH108
+                raise
+        except OSError as error:
+            raise UserError(
+                f"{self} can't be written ({error.strerror or error}); what is finished is kept: mend that, and run"
+                " the same command again"
+            ) from None
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with suppress(FileNotFoundError):
+            if self.is_remote:
+                files, base = _file_system(self.location)
+                files.rm_file(f"{base}/{name}")
+            else:
+                Path(self.location, name).unlink()
+
+
+def _read(path: str) -> bytes | OSError:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123: in the hot path
+            return file.read()
+    except OSError as error:
+        return error
+
+
+def _walk(folder: str, prefix: str, seen: set[str]) -> Iterator[tuple[str, Any]]:
+    """(path, what gives its entry) of every file; links are followed once."""
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    seen.add(real)
+    with os.scandir(folder) as listing:
+        entries = sorted(listing, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", seen)
+        elif entry.is_file():
+            yield prefix + entry.name, lambda entry=entry: _entry(entry.stat())
+
+
+def _entry(status: os.stat_result) -> Entry:
+    return Entry(status.st_size, str(status.st_mtime_ns))
+
+
+@cache
+def _file_system(location: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path on it."""
+    import fsspec
+
+    try:
+        files, path = fsspec.core.url_to_fs(location)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{location} can't be opened ({error}); s3:// needs: pip install 's3fs'") from None
+    return files, path.rstrip("/")
