@@ -1,18 +1,19 @@
 """Damaged MIDI files: what can be saved of them.
 
-A damaged file is written anew, byte by byte of what is whole in it, and the copy is read like any other. So
-every note saved stands in the file. Specification: as in midi_bytes.
+What is whole in a damaged file is written anew, and that is read like any other. So every note that is saved
+stands in the file. Specification: as in midi_bytes.
 """
 
 import struct
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
 from midigpt.midi import read_midi
 from midigpt.midi_bytes import HEADER_WITHIN, MAX_TICKS, MidiError, clock
-from midigpt.score import Score
+from midigpt.score import Score, Track
 
-FEWEST_NOTES = 4  # that are worth saving; out of noise come fewer
-LONGEST_WAIT = 1000  # beats between two events of a damaged chunk; a longer time is taken for damage too
+FEWEST_NOTES = 4  # worth saving; fewer come out of noise
+LONGEST = 256  # beats of a note or between two events; in what is damaged, longer ones come of the damage
 _NAMED = 3  # damaged chunks to name in a remark
 
 _DATA_BYTES = {0x80: 2, 0x90: 2, 0xA0: 2, 0xB0: 2, 0xC0: 1, 0xD0: 1, 0xE0: 2}  # of channel messages
@@ -29,28 +30,44 @@ class _Damage(Exception):
 
 @dataclass
 class _Events:
-    """The whole events at the beginning of some bytes."""
+    """The whole events at the beginning of some bytes. A place is (length of `mended`, ticks) before an event."""
 
     mended: bytearray = field(default_factory=bytearray)
     size: int = 0  # bytes read
     ticks: int = 0
     clipped: int = 0  # messages with an amount above 127
     left_out: int = 0  # messages that no file may hold
-    long_waits: int = 0
-    first_fault: tuple[int, int] | None = None  # (length of `mended`, ticks) before the first of these three
+    first_fault: tuple[int, int] | None = None  # the place of the first of these, or of a wait above LONGEST
+    notes: int = 0  # beginnings
+    sounding: Counter[tuple[int, int]] = field(default_factory=Counter)  # of each (channel, pitch)
+    stray_ends: int = 0
+    first_stray: tuple[int, int] | None = None  # the place of the first of these
     is_ended: bool = False  # by End of Track
     is_broken: bool = False  # by bytes that are no event
 
+    @property
+    def is_noise(self) -> bool:
+        """Whether beginnings and ends of notes do not match, as where a byte was lost and all after it misread."""
+        return self.stray_ends + self.sounding.total() > 4 + self.notes // 8
+
+    def cut(self) -> None:
+        """Keep what comes before the first sign of damage."""
+        signs = [self.first_fault, self.first_stray if self.is_noise else None]
+        if places := [place for place in signs if place]:
+            mended, self.ticks = min(places)
+            del self.mended[mended:]
+            self.clipped = self.left_out = 0
+
 
 def rescue(data: bytes) -> tuple[Score, str]:
-    """Read a MIDI file's bytes, whole or damaged: the score, and what had to be done (empty for a whole file).
+    """Read a MIDI file's bytes, whole or damaged: the score, and what had to be done ("" for a whole file).
 
-    Of a damaged chunk all whole events before the damage are read, also if its stated length is wrong or
-    the file ends within it. A velocity, controller value or bend above 127 is clipped, and a message with an
-    impossible pitch, controller or program is left out, as long as the chunk then reads to its end; where it
-    does not, they are taken for the beginning of the damage. Notes without an end are dropped.
+    Of a damaged track chunk all whole events before the damage are read, also if its stated length is wrong
+    or the file ends within it. Where the rest of the chunk makes sense to its end, a velocity, controller
+    value or bend above 127 is clipped, and a message with an impossible pitch, controller, program or status
+    left out. Notes without an end, or of more than LONGEST beats, are dropped.
 
-    Raises MidiError with read_midi's reason where no note can be saved.
+    Raises MidiError with read_midi's reason where fewer than FEWEST_NOTES notes can be saved.
     """
     try:
         return read_midi(data), ""
@@ -58,12 +75,22 @@ def rescue(data: bytes) -> tuple[Score, str]:
         for mending in (_mend_newlines, mend):
             try:
                 mended, remark = mending(data)
-                score = read_midi(mended)
+                score = _without_endless_notes(read_midi(mended))
             except MidiError:
                 continue
             if score.notes >= FEWEST_NOTES:
                 return score, remark
         raise
+
+
+def _without_endless_notes(score: Score) -> Score:
+    def kept(track: Track) -> Track:
+        short = track.duration <= LONGEST * score.ticks_per_beat
+        columns = {name: getattr(track, name)[short] for name in ("onset", "duration", "pitch", "velocity")}
+        return replace(track, **columns)
+
+    tracks = map(kept, score.tracks)
+    return replace(score, tracks=tuple(track for track in tracks if len(track)))
 
 
 def _mend_newlines(data: bytes) -> tuple[bytes, str]:
@@ -88,22 +115,22 @@ def mend(data: bytes) -> tuple[bytes, str]:
     clipped = left_out = 0
     position = data.find(b"MTrk", start + 8 + length)
     while 0 <= position <= len(data) - 8:
-        events, position, wrong = _read_chunk(data, position, LONGEST_WAIT * ticks_per_beat)
+        events, position, wrong = _read_chunk(data, position, LONGEST * ticks_per_beat)
         chunks.append(b"MTrk" + struct.pack(">I", len(events.mended) + 4) + events.mended + _END_OF_TRACK)
         clipped += events.clipped
         left_out += events.left_out
         if wrong:
-            upto = f"read up to its beat {events.ticks // ticks_per_beat + 1}" if events.mended else "left out"
-            remarks.append(f"track chunk {len(chunks)} {wrong.format(upto)}")
+            extent = f"read up to its beat {events.ticks // ticks_per_beat + 1}" if events.mended else "left out"
+            remarks.append(f"track chunk {len(chunks)} {wrong.format(extent)}")
         position = data.find(b"MTrk", position)
     if len(remarks) > _NAMED:
-        remarks[_NAMED:] = [f"and so are {len(remarks) - _NAMED} more"]
+        remarks[_NAMED:] = [f"{len(remarks) - _NAMED} more track chunks are damaged too"]
     if declared > len(chunks):
         remarks.append(f"{declared - len(chunks)} of {declared} track chunks are missing")
     if clipped:
-        remarks.append(f"{clipped} values above 127 were clipped")
+        remarks.append(f"clipped to 127: {clipped} messages")
     if left_out:
-        remarks.append(f"{left_out} impossible messages were left out")
+        remarks.append(f"left out as impossible: {left_out} messages")
     header = b"MThd" + struct.pack(">IHHH", 6, midi_format, len(chunks) & 0xFFFF, division)
     return header + b"".join(chunks), "; ".join(remarks) or "what is no track chunk was passed over"
 
@@ -113,32 +140,25 @@ def _read_chunk(data: bytes, start: int, longest_wait: int) -> tuple[_Events, in
     begin = start + 8
     length = struct.unpack_from(">I", data, start + 4)[0]
     end = begin + length
+    missing = end - len(data)
     events = _read_events(data[begin:end], longest_wait)
     if not events.is_ended and not _is_boundary(data, end):  # the length is wrong, or the events are
         until = data.find(b"MTrk", begin)
         wider = _read_events(data[begin : until if until >= 0 else len(data)], longest_wait)
-        if wider.is_ended or end > len(data):
+        if wider.is_ended or missing > 0:
             events, end = wider, begin + wider.size
-    is_doubtful = not events.is_ended or events.left_out > 0 and events.long_waits > 0
-    is_cut = events.is_broken or is_doubtful and events.first_fault is not None
-    if is_cut and events.first_fault:
-        mended, events.ticks = events.first_fault
-        del events.mended[mended:]
-        events.clipped = events.left_out = 0
-    missing = begin + length - len(data)
-    if is_cut and missing <= 0:
-        wrong = "is damaged; {}"
-    elif events.is_ended:
-        wrong = f"states a wrong length ({length} bytes)" if missing > 0 or begin + length != end else ""
-    else:
-        wrong = f"is cut off ({missing} bytes are missing); {{}}" if missing > 0 else ""
-    return events, max(min(end, len(data)), begin + events.size), wrong
+    has_wrong_length = end != begin + length or missing > 0
+    behind = max(min(end, len(data)), begin + events.size)
+    if ((events.first_fault or has_wrong_length) and (events.is_noise or not events.is_ended)) or events.is_broken:
+        events.cut()
+        return events, behind, f"is cut off ({missing} bytes are missing); {{}}" if missing > 0 else "is damaged; {}"
+    return events, behind, f"states a wrong length ({length} bytes)" if has_wrong_length else ""
 
 
 def _is_boundary(data: bytes, position: int) -> bool:
     """Whether the file ends at a position, or a chunk begins there."""
     kind = data[position : position + 4]
-    return position == len(data) or len(kind) == 4 and kind.isascii() and kind.decode().isprintable()
+    return position == len(data) or (len(kind) == 4 and kind.isascii() and kind.decode().isprintable())
 
 
 def _read_events(body: bytes, longest_wait: int) -> _Events:
@@ -151,7 +171,6 @@ def _read_events(body: bytes, longest_wait: int) -> _Events:
             wait = body[events.size : at]
             if events.ticks + delta > MAX_TICKS:
                 raise _Damage
-            before = len(events.mended), events.ticks
             status = running
             if body[at] >= 0x80:
                 status = body[at]
@@ -160,44 +179,61 @@ def _read_events(body: bytes, longest_wait: int) -> _Events:
                 running = status
             following = _message_end(body, status, at)
             message = _mend_message(events, status, body[at:following])
-            events.long_waits += delta > longest_wait
-            if events.first_fault is None and (events.clipped or events.left_out or events.long_waits):
-                events.first_fault = before
-            events.is_ended = message[:2] == b"\xff\x2f"
+            _pair(events, message)
+            is_faulty = events.clipped or events.left_out or delta > longest_wait
+            if is_faulty and events.first_fault is None:
+                events.first_fault = len(events.mended), events.ticks
             events.ticks += delta
+            events.size = following
+            events.is_ended = message[:2] == b"\xff\x2f"
             if not events.is_ended:
                 events.mended += wait + message
-            events.size = following
     except (IndexError, _Damage):
         events.is_broken = True
     return events
 
 
 def _message_end(body: bytes, status: int, at: int) -> int:
-    """Where a message ends whose status byte stands before `at`, or is running. Raises _Damage past the bytes."""
+    """Where the message ends whose data begin at a position. Raises _Damage where it has no end, or no status."""
     if status < 0x80:
         raise _Damage
     if status < 0xF0:
-        following = at + _DATA_BYTES[status & 0xF0]
+        end = at + _DATA_BYTES[status & 0xF0]
     elif status in (0xF0, 0xF7, 0xFF):
-        length, following = _variable_length(body, at + (status == 0xFF))
-        following += length
+        length, end = _variable_length(body, at + (status == 0xFF))
+        end += length
     else:
-        following = at + _STRAY_BYTES.get(status, 0)
-    if following > len(body):
+        end = at + _STRAY_BYTES.get(status, 0)
+    if end > len(body):
         raise _Damage
-    return following
+    return end
 
 
 def _mend_message(events: _Events, status: int, data: bytes) -> bytes:
     """A message as a file may hold it, with its status byte."""
     if status in (0xF0, 0xF7, 0xFF):
         return bytes([status]) + data
-    if status >= 0xF0 or data[0] >= 0x80 and status & 0xF0 not in _AMOUNTS:
+    if status >= 0xF0 or (data[0] >= 0x80 and status & 0xF0 not in _AMOUNTS):
         events.left_out += 1
         return _EMPTY_TEXT
     events.clipped += not data.isascii()
     return bytes([status]) + data.translate(_CLIP)
+
+
+def _pair(events: _Events, message: bytes) -> None:
+    """Keep account of which notes sound."""
+    status = message[0]
+    if status >= 0xA0:
+        return
+    key = status & 0x0F, message[1]
+    if status >= 0x90 and message[2]:
+        events.notes += 1
+        events.sounding[key] += 1
+    elif events.sounding[key]:
+        events.sounding[key] -= 1
+    else:
+        events.stray_ends += 1
+        events.first_stray = events.first_stray or (len(events.mended), events.ticks)
 
 
 def _variable_length(body: bytes, position: int) -> tuple[int, int]:
