@@ -19,6 +19,7 @@ _NAMED = 3  # damaged chunks to name in a remark
 _DATA_BYTES = {0x80: 2, 0x90: 2, 0xA0: 2, 0xB0: 2, 0xC0: 1, 0xD0: 1, 0xE0: 2}  # of channel messages
 _STRAY_BYTES = {0xF1: 1, 0xF2: 2, 0xF3: 1}  # of system messages, which have no place in a file; others 0
 _AMOUNTS = (0xD0, 0xE0)  # messages whose first data byte says how much; of the others it says which
+_LEAST_META = {0x51: 2 + 3, 0x58: 2 + 4}  # bytes of tempo and meter, with kind and length
 _CLIP = bytes(min(byte, 127) for byte in range(256))
 _EMPTY_TEXT = b"\xff\x01\x00"  # stands for a message left out, so that its time still passes
 _END_OF_TRACK = b"\0\xff\x2f\0"
@@ -32,12 +33,13 @@ class _Damage(Exception):
 class _Events:
     """The whole events at the beginning of some bytes. A place is (length of `mended`, ticks) before an event."""
 
+    end: int  # the position behind them
     mended: bytearray = field(default_factory=bytearray)
-    size: int = 0  # bytes read
     ticks: int = 0
     clipped: int = 0  # messages with an amount above 127
     left_out: int = 0  # messages that no file may hold
     first_fault: tuple[int, int] | None = None  # the place of the first of these, or of a wait above LONGEST
+    is_noise_before: bool = False  # that place
     notes: int = 0  # beginnings
     sounding: Counter[tuple[int, int]] = field(default_factory=Counter)  # of each (channel, pitch)
     stray_ends: int = 0
@@ -52,7 +54,8 @@ class _Events:
 
     def cut(self) -> None:
         """Keep what comes before the first sign of damage."""
-        signs = [self.first_fault, self.first_stray if self.is_noise else None]
+        is_noise = self.is_noise_before if self.first_fault else self.is_noise
+        signs = [self.first_fault, self.first_stray if is_noise else None]
         if places := [place for place in signs if place]:
             mended, self.ticks = min(places)
             del self.mended[mended:]
@@ -112,27 +115,29 @@ def mend(data: bytes) -> tuple[bytes, str]:
         raise MidiError("has a damaged header")
     ticks_per_beat = clock(division)[0]
     chunks, remarks = [], []
-    clipped = left_out = 0
+    found = clipped = left_out = 0
     position = data.find(b"MTrk", start + 8 + length)
     while 0 <= position <= len(data) - 8:
         events, position, wrong = _read_chunk(data, position, LONGEST * ticks_per_beat)
-        chunks.append(b"MTrk" + struct.pack(">I", len(events.mended) + 4) + events.mended + _END_OF_TRACK)
+        found += 1
+        if events.mended:
+            chunks.append(b"MTrk" + struct.pack(">I", len(events.mended) + 4) + events.mended + _END_OF_TRACK)
         clipped += events.clipped
         left_out += events.left_out
         if wrong:
             extent = f"read up to its beat {events.ticks // ticks_per_beat + 1}" if events.mended else "left out"
-            remarks.append(f"track chunk {len(chunks)} {wrong.format(extent)}")
+            remarks.append(f"track chunk {found} {wrong.format(extent)}")
         position = data.find(b"MTrk", position)
     if len(remarks) > _NAMED:
         remarks[_NAMED:] = [f"{len(remarks) - _NAMED} more track chunks are damaged too"]
-    if declared > len(chunks):
-        remarks.append(f"{declared - len(chunks)} of {declared} track chunks are missing")
+    if declared > found:
+        remarks.append(f"{declared - found} of {declared} track chunks are missing")
     if clipped:
         remarks.append(f"clipped to 127: {clipped} messages")
     if left_out:
         remarks.append(f"left out as impossible: {left_out} messages")
     header = b"MThd" + struct.pack(">IHHH", 6, midi_format, len(chunks) & 0xFFFF, division)
-    return header + b"".join(chunks), "; ".join(remarks) or "what is no track chunk was passed over"
+    return header + b"".join(chunks), "; ".join(remarks) or "odd bytes were passed over"
 
 
 def _read_chunk(data: bytes, start: int, longest_wait: int) -> tuple[_Events, int, str]:
@@ -141,18 +146,18 @@ def _read_chunk(data: bytes, start: int, longest_wait: int) -> tuple[_Events, in
     length = struct.unpack_from(">I", data, start + 4)[0]
     end = begin + length
     missing = end - len(data)
-    events = _read_events(data[begin:end], longest_wait)
-    if not events.is_ended and not _is_boundary(data, end):  # the length is wrong, or the events are
-        until = data.find(b"MTrk", begin)
-        wider = _read_events(data[begin : until if until >= 0 else len(data)], longest_wait)
-        if wider.is_ended or missing > 0:
-            events, end = wider, begin + wider.size
+    events = _read_events(data, begin, min(end, len(data)), longest_wait)
+    if not _is_boundary(data, end):  # the length is wrong, or the events are
+        if not events.is_ended:
+            until = data.find(b"MTrk", begin)
+            wider = _read_events(data, begin, until if until >= 0 else len(data), longest_wait)
+            events = wider if wider.is_ended or missing > 0 else events
+        end = events.end
     has_wrong_length = end != begin + length or missing > 0
-    behind = max(min(end, len(data)), begin + events.size)
     if ((events.first_fault or has_wrong_length) and (events.is_noise or not events.is_ended)) or events.is_broken:
         events.cut()
-        return events, behind, f"is cut off ({missing} bytes are missing); {{}}" if missing > 0 else "is damaged; {}"
-    return events, behind, f"states a wrong length ({length} bytes)" if has_wrong_length else ""
+        return events, end, f"is cut off ({missing} bytes are missing); {{}}" if missing > 0 else "is damaged; {}"
+    return events, end, f"states a wrong length ({length} bytes)" if has_wrong_length else ""
 
 
 def _is_boundary(data: bytes, position: int) -> bool:
@@ -161,30 +166,33 @@ def _is_boundary(data: bytes, position: int) -> bool:
     return position == len(data) or (len(kind) == 4 and kind.isascii() and kind.decode().isprintable())
 
 
-def _read_events(body: bytes, longest_wait: int) -> _Events:
-    """Read events up to End of Track, the end of the bytes, or the first that is none. Waits are in ticks."""
-    events = _Events()
+def _read_events(data: bytes, begin: int, end: int, longest_wait: int) -> _Events:
+    """Read events up to End of Track, the end position, or the first that is none. Waits are in ticks."""
+    events = _Events(begin)
     running = 0
     try:
-        while events.size < len(body) and not events.is_ended:
-            delta, at = _variable_length(body, events.size)
-            wait = body[events.size : at]
+        while events.end < end and not events.is_ended:
+            delta, at = _variable_length(data, events.end)
+            wait = data[events.end : at]
             if events.ticks + delta > MAX_TICKS:
                 raise _Damage
             status = running
-            if body[at] >= 0x80:
-                status = body[at]
+            if data[at] >= 0x80:
+                status = data[at]
                 at += 1
             if status < 0xF0:
                 running = status
-            following = _message_end(body, status, at)
-            message = _mend_message(events, status, body[at:following])
+            following = _message_end(data, status, at)
+            if following > end:
+                raise _Damage
+            message = _mend_message(events, status, data[at:following])
             _pair(events, message)
             is_faulty = events.clipped or events.left_out or delta > longest_wait
             if is_faulty and events.first_fault is None:
                 events.first_fault = len(events.mended), events.ticks
+                events.is_noise_before = events.is_noise
             events.ticks += delta
-            events.size = following
+            events.end = following
             events.is_ended = message[:2] == b"\xff\x2f"
             if not events.is_ended:
                 events.mended += wait + message
@@ -193,26 +201,25 @@ def _read_events(body: bytes, longest_wait: int) -> _Events:
     return events
 
 
-def _message_end(body: bytes, status: int, at: int) -> int:
-    """Where the message ends whose data begin at a position. Raises _Damage where it has no end, or no status."""
+def _message_end(data: bytes, status: int, at: int) -> int:
+    """Where the message ends whose data begin at a position. Raises _Damage for data without a status."""
     if status < 0x80:
         raise _Damage
     if status < 0xF0:
-        end = at + _DATA_BYTES[status & 0xF0]
-    elif status in (0xF0, 0xF7, 0xFF):
-        length, end = _variable_length(body, at + (status == 0xFF))
-        end += length
-    else:
-        end = at + _STRAY_BYTES.get(status, 0)
-    if end > len(body):
-        raise _Damage
-    return end
+        return at + _DATA_BYTES[status & 0xF0]
+    if status in (0xF0, 0xF7, 0xFF):
+        length, behind = _variable_length(data, at + (status == 0xFF))
+        return behind + length
+    return at + _STRAY_BYTES.get(status, 0)
 
 
 def _mend_message(events: _Events, status: int, data: bytes) -> bytes:
     """A message as a file may hold it, with its status byte."""
-    if status in (0xF0, 0xF7, 0xFF):
+    if status in (0xF0, 0xF7):
         return bytes([status]) + data
+    if status == 0xFF and len(data) >= _LEAST_META.get(data[0], 0):
+        # Lyrics become text: symusic would open a track for them.
+        return b"\xff\x01" + data[1:] if data[0] == 0x05 else b"\xff" + data
     if status >= 0xF0 or (data[0] >= 0x80 and status & 0xF0 not in _AMOUNTS):
         events.left_out += 1
         return _EMPTY_TEXT
@@ -236,11 +243,11 @@ def _pair(events: _Events, message: bytes) -> None:
         events.first_stray = events.first_stray or (len(events.mended), events.ticks)
 
 
-def _variable_length(body: bytes, position: int) -> tuple[int, int]:
+def _variable_length(data: bytes, position: int) -> tuple[int, int]:
     """The number at a position, and the position after it. Raises _Damage for one of more than four bytes."""
     number = 0
     for after in range(position + 1, position + 5):
-        byte = body[after - 1]
+        byte = data[after - 1]
         number = number << 7 | byte & 0x7F
         if byte < 0x80:
             return number, after
