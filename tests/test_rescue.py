@@ -17,7 +17,7 @@ from midigpt.midi_bytes import MidiError
 from midigpt.rescue import mend, rescue
 from midigpt.score import Score, track_from_notes
 from tests.conftest import PROJECT, melody, midi_files
-from tests.test_midi import chunk, midi, note, program, rows_of
+from tests.test_midi import chunk, midi, note, rows_of
 
 SCALE = [event for pitch in (60, 62, 64, 65, 67, 69, 71, 72) for event in note(pitch)]
 GOOD = midi(chunk(*SCALE))
@@ -136,17 +136,25 @@ def test_a_file_sent_as_text_is_mended() -> None:
     assert remark == "the file was sent as text; its line ends were mended"
 
 
+@pytest.mark.parametrize("fault", [b"", b"\x00\xb0\x07\xff"])
 @pytest.mark.parametrize("lost", [600, 601, 602])
-def test_where_a_lost_byte_makes_noise_of_the_notes_the_noise_is_not_saved(lost: int) -> None:
+def test_where_a_lost_byte_makes_noise_of_the_notes_the_noise_is_not_saved(lost: int, fault: bytes) -> None:
     rng = random.Random(0)
     notes = [(rng.choice([60, 64]), rng.choice([60, 64]), rng.choice([0, 48])) for _ in range(400)]
     body = b"\x00\x90" + b"".join(bytes([pitch, loud, 48, pitch, 0, rest]) for pitch, loud, rest in notes)
     whole = rows_of(read_midi(midi(b"MTrk" + struct.pack(">I", len(body) - 1) + body[:-1])).tracks[0])
-    damaged = body[:lost] + body[lost + 1 :] + BREAK  # running status: all that follows is read a byte too early
+    damaged = body[:lost] + body[lost + 1 :] + fault + BREAK  # running status: all that follows is read a byte too early
     data = midi(b"MTrk" + struct.pack(">I", len(damaged)) + damaged)
     (rows,) = rows_saved(data, "track chunk 1 is damaged; read up to its beat 16")
     assert 95 <= len(rows) <= 105
     assert rows[:95] == whole[:95]
+
+
+def test_noise_behind_the_damage_does_not_tell_against_what_is_before_it() -> None:
+    stray = (0, b"\x80\x3c\x00")
+    body = chunk(stray, *SCALE, (0, b"\xb0\x07\xff"), *[stray] * 40, end=False)[8:] + BREAK
+    data = midi(b"MTrk" + struct.pack(">I", len(body)) + body)
+    assert rows_saved(data, "track chunk 1 is damaged; read up to its beat 9") == [SAVED]
 
 
 def test_odd_events_of_a_damaged_file_do_no_harm() -> None:
