@@ -143,7 +143,7 @@ def test_where_a_lost_byte_makes_noise_of_the_notes_the_noise_is_not_saved(lost:
     notes = [(rng.choice([60, 64]), rng.choice([60, 64]), rng.choice([0, 48])) for _ in range(400)]
     body = b"\x00\x90" + b"".join(bytes([pitch, loud, 48, pitch, 0, rest]) for pitch, loud, rest in notes)
     whole = rows_of(read_midi(midi(b"MTrk" + struct.pack(">I", len(body) - 1) + body[:-1])).tracks[0])
-    damaged = body[:lost] + body[lost + 1 :] + fault + BREAK  # running status: all that follows is read a byte too early
+    damaged = body[:lost] + body[lost + 1 :] + fault + BREAK  # running status: all is read a byte too early
     data = midi(b"MTrk" + struct.pack(">I", len(damaged)) + damaged)
     (rows,) = rows_saved(data, "track chunk 1 is damaged; read up to its beat 16")
     assert 95 <= len(rows) <= 105
