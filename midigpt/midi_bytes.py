@@ -15,14 +15,12 @@ from midigpt.score import IntArray
 
 HEADER_WITHIN = 512  # a RIFF, MacBinary or web-server header may stand before MThd
 PEDAL = 64  # the controller number of the sustain pedal
-END_OF_TRACK = 0x2F  # a meta event
+LYRIC, END_OF_TRACK = 0x05, 0x2F  # meta events; symusic opens a track for a lyric: on "channel" 15
 MAX_TICKS = 2**31 - 1  # of a track: symusic counts ticks in 32 bits
 
-_DATA_BYTES = {0x80: 2, 0x90: 2, 0xA0: 2, 0xB0: 2, 0xC0: 1, 0xD0: 1, 0xE0: 2}  # of channel messages
+DATA_BYTES = {0x80: 2, 0x90: 2, 0xA0: 2, 0xB0: 2, 0xC0: 1, 0xD0: 1, 0xE0: 2}  # of channel messages
 _STRAY_BYTES = {0xF1: 1, 0xF2: 2, 0xF3: 1}  # of system messages, which have no place in a file; others 0
-_MISREAD = re.compile(
-    rb"[\xf0\xf7]|\xff(?:\x05|\x51[\x00-\x02]|\x58(?:[\x00-\x03]|[\x00-\xff]{2}[\x08-\xff]))"
-)  # system exclusive, lyric, tempo, meter
+_MISREAD = re.compile(rb"\xff(?:\x05\x00|\x51[\x00-\x02]|\x58(?:[\x00-\x03]|[\x00-\xff]{2}[\x08-\xff]))")
 _ODD = b"\xf5\0\0"  # for numpy: some event that is no message of two data bytes
 _HIGH = bytes(range(0x80, 0x100))  # status bytes, and all but the last of a delta
 
@@ -35,7 +33,7 @@ class MidiError(ValueError):
 class Events:
     """What one MTrk chunk says besides its notes. Times in ticks."""
 
-    players: set[tuple[int, int]] = field(default_factory=set)  # (channel, program) that have notes
+    players: set[tuple[int, int]] = field(default_factory=set)  # (channel, program) that have notes or lyrics
     programs: list[tuple[int, int, int]] = field(default_factory=list)  # (tick, channel, program)
     pedals: dict[int, IntArray] = field(default_factory=dict)  # by channel: ticks and values, (2, P)
     ticks: int = 0  # the chunk's length
@@ -43,7 +41,10 @@ class Events:
 
 
 def split_file(data: bytes) -> tuple[int, int, list[bytes]]:
-    """The format, the division and the MTrk chunks (with their 8-byte heads) of a file's bytes."""
+    """The format, the division and the MTrk chunks (with their 8-byte heads) of a file's bytes.
+
+    Raises MidiError where that is not what the bytes are.
+    """
     if not data:
         raise MidiError("is empty (0 bytes)")
     start = data.find(b"MThd", 0, HEADER_WITHIN)
@@ -51,7 +52,7 @@ def split_file(data: bytes) -> tuple[int, int, list[bytes]]:
         raise MidiError("is not a MIDI file (it has no MThd header)")
     if len(data) < start + 14:
         raise MidiError("is truncated (it ends inside the header)")
-    length, midi_format, _, division = struct.unpack_from(">IHHH", data, start + 4)
+    length, midi_format, declared, division = struct.unpack_from(">IHHH", data, start + 4)
     if not 6 <= length <= len(data) - start - 8:
         raise MidiError(f"has a damaged header (it claims {length} bytes; 6 are usual)")
     chunks: list[bytes] = []
@@ -63,6 +64,8 @@ def split_file(data: bytes) -> tuple[int, int, list[bytes]]:
             if end > len(data):
                 raise MidiError(f"is truncated ({end - len(data)} bytes of track chunk {len(chunks) + 1} are missing)")
             chunks.append(data[position:end])
+        elif end > len(data) and len(chunks) < declared and b"MTrk" in data[position:]:
+            raise MidiError(f"is damaged (no track chunk is where number {len(chunks) + 1} should begin)")
         position = end
     return midi_format, division, chunks
 
@@ -100,7 +103,7 @@ def scan(chunk: bytes, to_first_note: bool = False) -> Events:
             delta = chunk[position]
             position += 1
             if delta >= 0x80:
-                delta, position = _variable_length(chunk, position - 1)
+                delta, position = variable_length(chunk, position - 1)
             tick += delta
             status = running
             if chunk[position] >= 0x80:
@@ -109,7 +112,7 @@ def scan(chunk: bytes, to_first_note: bool = False) -> Events:
             if status < 0xF0:
                 running = status
                 kind, channel, first, second = status & 0xF0, status & 0x0F, chunk[position], chunk[position + 1]
-                position += _DATA_BYTES[kind]
+                position += DATA_BYTES[kind]
                 if kind == 0x90 and second:
                     events.players.add((channel, program[channel]))
                     events.whole = not to_first_note or _may_set_more(chunk, position, channel, program[channel])
@@ -122,8 +125,12 @@ def scan(chunk: bytes, to_first_note: bool = False) -> Events:
                 elif kind == 0xC0:
                     program[channel] = first
                     events.programs.append((tick, channel, first))
+            elif status == 0xFF and chunk[position] == END_OF_TRACK:
+                break
             else:
-                position = _event_end(chunk, status, position)
+                if status == 0xFF and chunk[position] == LYRIC:
+                    events.players.add((15, program[15]))
+                position = event_end(chunk, status, position)
     except (IndexError, KeyError):  # the chunk ends in mid-event, or begins with data
         pass
     events.ticks = tick
@@ -170,6 +177,8 @@ def _scan_rest(
     changes = [(i, byte & 0x0F, data) for i, byte, data in placed if byte & 0xF0 == 0xC0]
     events.programs += [(int(ticks[i]), where, number) for i, where, number in changes]
     is_player = (kind == 0x90) & (second > 0)
+    for i in [i for i, *event in placed if event == [0xFF, LYRIC]]:
+        is_player[i], channel[i] = True, 15
     for where in set(channel[is_player].tolist()):
         own = [(i, number) for i, place, number in changes if place == where]
         since = np.searchsorted([i for i, _ in own], np.flatnonzero(is_player & (channel == where)))
@@ -204,27 +213,26 @@ def _others(chunk: bytes, position: int, wanted: re.Pattern[bytes]) -> Iterator[
             if low % 3 == 0:  # in a delta
                 continue
             status, low = chunk[position - 1], 0
-            end = _event_end(chunk, status, position)
+            is_last = status == 0xFF and chunk[position] == END_OF_TRACK
+            end = len(chunk) if is_last else event_end(chunk, status, position)
             yield status, position, end
             position = end
             if status < 0xF0:
-                _, following = _variable_length(chunk, position)
+                _, following = variable_length(chunk, position)
                 while chunk[following] < 0x80:  # running status
-                    position = _event_end(chunk, status, following)
+                    position = event_end(chunk, status, following)
                     yield status, following, position
-                    _, following = _variable_length(chunk, position)
+                    _, following = variable_length(chunk, position)
     except IndexError:  # the chunk ends in mid-event
         return
 
 
-def _event_end(chunk: bytes, status: int, data: int) -> int:
-    """Where an event ends whose data begin at a position; what follows the end of the track belongs to it."""
+def event_end(chunk: bytes, status: int, data: int) -> int:
+    """Where an event ends whose data begin at a position."""
     if status < 0xF0:
-        return data + _DATA_BYTES[status & 0xF0]
-    if status == 0xFF and chunk[data] == END_OF_TRACK:
-        return len(chunk)
+        return data + DATA_BYTES[status & 0xF0]
     if status in (0xF0, 0xF7, 0xFF):
-        length, begin = _variable_length(chunk, data + (status == 0xFF))
+        length, begin = variable_length(chunk, data + (status == 0xFF))
         return begin + length
     return data + _STRAY_BYTES.get(status, 0)
 
@@ -242,8 +250,11 @@ def _wanted(own: int | None = None) -> re.Pattern[bytes]:
     return re.compile(b"[\xc0-\xdf\xf0-\xff" + others + b"]")
 
 
-def _variable_length(chunk: bytes, position: int) -> tuple[int, int]:
-    """The number at a position, seven bits a byte while the high bit says "more", and the position after it."""
+def variable_length(chunk: bytes, position: int) -> tuple[int, int]:
+    """The number at a position, seven bits a byte while the high bit says "more", and the position after it.
+
+    Raises MidiError for one of more than four bytes.
+    """
     number = 0
     for at in range(position, position + 4):
         byte = chunk[at]
@@ -256,10 +267,9 @@ def _variable_length(chunk: bytes, position: int) -> tuple[int, int]:
 def readable(chunk: bytes) -> bytes:
     """The chunk as symusic reads it rightly: events that it does not, turned into text events.
 
-    These are system exclusive, lyrics (which would open a track), and tempos and meters that are too short or
-    impossible.
+    These are system exclusive, empty lyrics, and tempos and meters that are too short or impossible.
     """
-    if not _MISREAD.search(chunk):
+    if b"\xf0" not in chunk and b"\xf7" not in chunk and not _MISREAD.search(chunk):
         return chunk
     pieces, begin = [], 8
     for status, data, _ in _others(chunk, 8, _wanted()):

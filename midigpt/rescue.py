@@ -9,24 +9,18 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from midigpt.midi import read_midi
-from midigpt.midi_bytes import HEADER_WITHIN, MAX_TICKS, MidiError, clock
+from midigpt.midi_bytes import HEADER_WITHIN, MAX_TICKS, MidiError, clock, event_end, variable_length
 from midigpt.score import Score, Track
 
 FEWEST_NOTES = 4  # worth saving; fewer come out of noise
 LONGEST = 256  # beats of a note or between two events; in what is damaged, longer ones come of the damage
 _NAMED = 3  # damaged chunks to name in a remark
 
-_DATA_BYTES = {0x80: 2, 0x90: 2, 0xA0: 2, 0xB0: 2, 0xC0: 1, 0xD0: 1, 0xE0: 2}  # of channel messages
-_STRAY_BYTES = {0xF1: 1, 0xF2: 2, 0xF3: 1}  # of system messages, which have no place in a file; others 0
 _AMOUNTS = (0xD0, 0xE0)  # messages whose first data byte says how much; of the others it says which
 _LEAST_META = {0x51: 2 + 3, 0x58: 2 + 4}  # bytes of tempo and meter, with kind and length
 _CLIP = bytes(min(byte, 127) for byte in range(256))
 _EMPTY_TEXT = b"\xff\x01\x00"  # stands for a message left out, so that its time still passes
 _END_OF_TRACK = b"\0\xff\x2f\0"
-
-
-class _Damage(Exception):
-    """From here on a chunk's bytes are no events."""
 
 
 @dataclass
@@ -172,19 +166,19 @@ def _read_events(data: bytes, begin: int, end: int, longest_wait: int) -> _Event
     running = 0
     try:
         while events.end < end and not events.is_ended:
-            delta, at = _variable_length(data, events.end)
+            delta, at = variable_length(data, events.end)
             wait = data[events.end : at]
             if events.ticks + delta > MAX_TICKS:
-                raise _Damage
+                raise MidiError("lasts impossibly long")
             status = running
             if data[at] >= 0x80:
                 status = data[at]
                 at += 1
             if status < 0xF0:
                 running = status
-            following = _message_end(data, status, at)
+            following = event_end(data, status, at) if status >= 0x80 else end + 1
             if following > end:
-                raise _Damage
+                raise MidiError("has no event here")
             message = _mend_message(events, status, data[at:following])
             _pair(events, message)
             is_faulty = events.clipped or events.left_out or delta > longest_wait
@@ -196,21 +190,9 @@ def _read_events(data: bytes, begin: int, end: int, longest_wait: int) -> _Event
             events.is_ended = message[:2] == b"\xff\x2f"
             if not events.is_ended:
                 events.mended += wait + message
-    except (IndexError, _Damage):
+    except (IndexError, MidiError):
         events.is_broken = True
     return events
-
-
-def _message_end(data: bytes, status: int, at: int) -> int:
-    """Where the message ends whose data begin at a position. Raises _Damage for data without a status."""
-    if status < 0x80:
-        raise _Damage
-    if status < 0xF0:
-        return at + _DATA_BYTES[status & 0xF0]
-    if status in (0xF0, 0xF7, 0xFF):
-        length, behind = _variable_length(data, at + (status == 0xFF))
-        return behind + length
-    return at + _STRAY_BYTES.get(status, 0)
 
 
 def _mend_message(events: _Events, status: int, data: bytes) -> bytes:
@@ -241,14 +223,3 @@ def _pair(events: _Events, message: bytes) -> None:
     else:
         events.stray_ends += 1
         events.first_stray = events.first_stray or (len(events.mended), events.ticks)
-
-
-def _variable_length(data: bytes, position: int) -> tuple[int, int]:
-    """The number at a position, and the position after it. Raises _Damage for one of more than four bytes."""
-    number = 0
-    for after in range(position + 1, position + 5):
-        byte = data[after - 1]
-        number = number << 7 | byte & 0x7F
-        if byte < 0x80:
-            return number, after
-    raise _Damage

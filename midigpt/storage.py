@@ -107,12 +107,12 @@ class Folder:
                 return
             temporary = f"{self.location}/{TEMPORARY}/{name}"
             try:
-                with open(temporary, "wb") as file:  # noqa: PTH123: in the hot path
+                with open(temporary, "wb") as file:
                     file.write(content)
-                os.rename(temporary, f"{self.location}/{name}")  # noqa: PTH104
+                os.rename(temporary, f"{self.location}/{name}")
             except OSError:
                 with suppress(OSError):
-                    os.unlink(temporary)  # noqa: PTH108
+                    os.unlink(temporary)
                 raise
         except OSError as error:
             raise UserError(
@@ -132,7 +132,7 @@ class Folder:
 
 def _read(path: str) -> bytes | OSError:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123: in the hot path
+        with open(path, "rb") as file:
             return file.read()
     except OSError as error:
         return error
