@@ -1,51 +1,59 @@
-"""MIDI files -> documents: each track of each indexed file becomes data/NAME_N.txt.
+"""Indexed MIDI files -> documents in data/, by any number of processes or machines; and which of them are duplicates.
 
-Documents are written under a temporary name and renamed, and a file's outcome is recorded after its last
-document; a run begins by removing documents that the index does not know. So one that is interrupted at any
-point, even by kill -9, is completed by the next.
+Files are written under a temporary name and renamed, and a chunk's outcomes are recorded after its last
+document; a run begins by removing what the index does not know. So one that is interrupted at any point, even
+by kill -9, is completed by the next, with the same bytes.
 """
 
-import hashlib
+import json
 import os
 import re
-import shutil
+import signal
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 from tqdm import tqdm
 
-from midigpt import workers
+from midigpt import executors
+from midigpt.convert import UNREADABLE, Chunk, Job, Outcome, Result, convert_chunk
+from midigpt.duplicates import clusters
+from midigpt.executors import Executor
 from midigpt.files import UserError, printable
-from midigpt.index import UNREADABLE, open_index
-from midigpt.language import LANGUAGE, Document, LanguageError, encode
-from midigpt.midi import read_midi
-from midigpt.midi_bytes import MidiError
+from midigpt.filters import Filters
+from midigpt.index import data_folder, open_index, set_setting, setting
+from midigpt.language import LANGUAGE
+from midigpt.storage import Folder
+from midigpt.workers import Died
 
-CRASHED = "crashed the reader"  # as the reason of a refusal
+Dedupe = Literal["off", "exact", "music"]
+
+CHUNK_FILES = 16  # to a task, where each document is a file
+SHARD_FILES = 500  # to a shard, which is a task
+CRASHED = "crashed the reader"  # as the reason of a refusal; it may pass
 COMMIT_SECONDS = 1.0  # outcomes younger than this are lost by a kill, and made again
-_DOCUMENT = re.compile(r".+_[1-9]\d*\.txt", re.DOTALL)
+MANIFEST = "manifest.json"
+_DOCUMENT = re.compile(r".+_[1-9]\d*\.txt|shard-\d+\.txt|manifest\.json", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Job:
-    path: str  # below raw_data
-    name: str
+class Options:
+    """What to make of the index, and how."""
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one file: documents, or the reason there are none."""
-
-    tracks: int = 0
-    notes: int = 0
-    fingerprint: str | None = None
-    reason: str | None = None
+    limit: int | None = None  # files to convert at most
+    data: str = ""  # another place for data, a path or URL, to be remembered
+    shards: bool = False
+    dedupe: Dedupe = "music"
+    filters: Filters = field(default_factory=Filters)
+    executor: Executor = field(default_factory=Executor)
+    time_limit: float = 0  # seconds a file may take; 0 is no limit
 
 
 @dataclass(frozen=True)
@@ -59,119 +67,299 @@ class Summary:
     documents: int
     notes: int
     refused: dict[str, str]  # path below raw_data/, for the terminal: reason
+    filtered: int  # files left out by the filters
+    rescued: int  # damaged files among the converted
+    duplicates: int  # files that are left out because another has their music
+    songs: int  # clusters of files with the same music
 
 
-def make_dataset(root: Path, limit: int | None = None, processes: int = 1) -> Summary:
-    """Convert what the index lists as new, at most `limit` files, and drop documents of files that are gone."""
-    data = root / "data"
+def make_dataset(root: Path, options: Options) -> Summary:
+    """Convert what the index lists as new, drop the documents of files that are gone, and mark the duplicates."""
     with closing(open_index(root)) as index:
-        shutil.rmtree(data / ".tmp", ignore_errors=True)
-        (data / ".tmp").mkdir(parents=True)
-        removed = _reconcile(index, data)
-        new = index.execute("SELECT path, name FROM files WHERE state = 'new' ORDER BY name").fetchall()
-        jobs = [Job(os.fsdecode(path), name) for path, name in new[:limit]]
-        converted = 0
-        convert = partial(convert_file, raw_data=root / "raw_data", data=data)
-        for job, outcome in _recorded(index, workers.run(convert, jobs, processes), len(jobs)):
-            if outcome.reason:
-                _remove_documents(data, job.name)  # what a crash has left
-            else:
-                converted += 1
-        totals = "SELECT count(*), total(tracks), total(notes) FROM files WHERE state = 'converted'"
-        files, documents, notes = map(int, index.execute(totals).fetchone())
-        refused = index.execute("SELECT path, reason FROM files WHERE state = 'refused' ORDER BY path").fetchall()
-    (data / ".tmp").rmdir()
-    named = {printable(os.fsdecode(path)): reason for path, reason in refused}
-    return Summary(converted, removed, len(new) - len(jobs), files, documents, notes, named)
+        data, is_sharded = _place(index, root, options)
+        data.make()
+        removed = _reconcile(index, data, options, is_sharded)
+        ids = [row[0] for row in index.execute("SELECT rowid FROM files WHERE state = 'new' ORDER BY name")]
+        left = max(len(ids) - (options.limit or len(ids)), 0)
+        ids = ids[: options.limit]
+        if is_sharded:
+            _assign_shards(index, ids)
+        convert = partial(
+            convert_chunk,
+            raw_data=data_folder(index, root, "raw_data"),
+            data=data,
+            filters=options.filters,
+            time_limit=options.time_limit if options.executor.kind != "serial" else 0,
+        )
+        chunks = list(_shard_chunks(index, ids) if is_sharded else _chunks(index, ids))
+        converted = _run(index, convert, options, chunks, len(ids))
+        unmarked = "SELECT 1 FROM files WHERE state = 'converted' AND song IS NULL"
+        if setting(index, "dedupe") != options.dedupe or index.execute(unmarked).fetchone():
+            _mark_duplicates(index, options.dedupe)
+        if is_sharded:
+            _write_manifest(index, data)
+        data.close()
+        return _summary(index, converted, removed, left)
 
 
-def _reconcile(index: sqlite3.Connection, data: Path) -> int:
+def _place(index: sqlite3.Connection, root: Path, options: Options) -> tuple[Folder, bool]:
+    """Where data is, and whether it is in shards: as asked for now, else as before; in a store it always is."""
+    with index:
+        if options.data:
+            set_setting(index, "data", options.data)
+        data = data_folder(index, root, "data")
+        if options.shards or data.is_remote:
+            set_setting(index, "shards", "yes")
+    return data, setting(index, "shards") == "yes"
+
+
+# --- what is to be done ----------------------------------------------------------------------------------
+
+
+def _reconcile(index: sqlite3.Connection, data: Folder, options: Options, is_sharded: bool) -> int:
     """Make data/ hold just the documents of converted files; returns how many files are gone.
 
-    New again are files that were converted to another language or lack a document, and those that were
-    refused for a reason that may have passed.
+    New again are files that were converted to another language or by other filters or lack a document, those
+    that were refused for a reason that may have passed, and all files of a shard that is to be written anew.
     """
+    recipe = _recipe(options)
     with index:
+        index.execute("DELETE FROM shards WHERE number IN (SELECT shard FROM files WHERE state = 'removed')")
+        index.execute("DELETE FROM prints WHERE name IN (SELECT name FROM files WHERE state = 'removed')")
         gone = index.execute("DELETE FROM files WHERE state = 'removed'").rowcount
+        if gone:
+            set_setting(index, "dedupe", "")  # a file that others are duplicates of may be among them
         index.execute(
-            "UPDATE files SET state = 'new' WHERE state IN ('converted', 'refused') AND language != ?"
-            " OR state = 'refused' AND (reason LIKE ? OR reason LIKE ?)",
-            (LANGUAGE, f"{UNREADABLE}%", f"{CRASHED}%"),
+            "UPDATE files SET state = 'new' WHERE state IN ('converted', 'refused', 'filtered') AND recipe != ?"
+            " OR state = 'refused' AND (reason LIKE ? OR reason LIKE ? OR reason LIKE ? AND reason != ?)",
+            (recipe, f"{UNREADABLE}%", f"{CRASHED}%", f"{_too_slow(0)[:10]}%", _too_slow(options.time_limit)),
         )
-        there = {entry.name for entry in os.scandir(data)}
-        expected: set[str] = set()
-        lacking = []
-        for name, tracks in index.execute("SELECT name, tracks FROM files WHERE state = 'converted'"):
-            documents = {f"{name}_{number}.txt" for number in range(1, tracks + 1)}
-            if documents <= there:
-                expected |= documents
-            else:
-                lacking.append((name,))
-        index.executemany("UPDATE files SET state = 'new' WHERE name = ?", lacking)
+        there = data.names()
+        if is_sharded:
+            expected = _reconcile_shards(index, there)
+        else:
+            expected = _reconcile_files(index, there)
     for name in there - expected:
         if _DOCUMENT.fullmatch(name):
-            (data / name).unlink()
+            data.remove(name)
     return gone
 
 
-def _recorded(
-    index: sqlite3.Connection, results: Iterator[tuple[Job, Outcome | workers.Died]], total: int
-) -> Iterator[tuple[Job, Outcome]]:
-    """Pass the results on, each written to the index; committed about once a second, and at the end."""
-    committed = time.monotonic()
-    try:
-        for job, result in tqdm(results, total=total, desc="dataset", unit="file", disable=None):
-            if isinstance(result, workers.Died):
-                result = Outcome(reason=f"{CRASHED} ({result})")
-            yield job, result
-            index.execute(
-                "UPDATE files SET state = ?, reason = ?, tracks = ?, notes = ?, fingerprint = ?, language = ?"
-                " WHERE name = ?",
-                (
-                    "refused" if result.reason else "converted",
-                    result.reason,
-                    result.tracks,
-                    result.notes,
-                    result.fingerprint,
-                    LANGUAGE,
-                    job.name,
-                ),
-            )
-            if time.monotonic() - committed > COMMIT_SECONDS:
+def _reconcile_files(index: sqlite3.Connection, there: set[str]) -> set[str]:
+    """The documents there should be."""
+    index.execute("DELETE FROM shards")
+    index.execute("UPDATE files SET state = 'new', shard = NULL WHERE shard IS NOT NULL")
+    expected: set[str] = set()
+    lacking = []
+    for name, tracks in index.execute("SELECT name, tracks FROM files WHERE state = 'converted'"):
+        documents = {f"{name}_{number}.txt" for number in range(1, tracks + 1)}
+        if documents <= there:
+            expected |= documents
+        else:
+            lacking.append((name,))
+    index.executemany("UPDATE files SET state = 'new' WHERE name = ?", lacking)
+    return expected
+
+
+def _reconcile_shards(index: sqlite3.Connection, there: set[str]) -> set[str]:
+    """The shards there should be; a shard's files are new all together or not at all."""
+    index.execute("UPDATE files SET state = 'new' WHERE state = 'converted' AND shard IS NULL")
+    dirty = "SELECT shard FROM files WHERE state = 'new' AND shard IS NOT NULL"
+    rows = index.execute(f"SELECT number, songs FROM shards WHERE number NOT IN ({dirty})").fetchall()
+    whole = {number for number, songs in rows if not songs or _shard_name(number) in there}
+    for (number,) in index.execute("SELECT DISTINCT shard FROM files WHERE shard IS NOT NULL").fetchall():
+        if number not in whole:
+            index.execute("UPDATE files SET state = 'new' WHERE shard = ?", (number,))
+            index.execute("DELETE FROM shards WHERE number = ?", (number,))
+    return {_shard_name(number) for number, songs in rows if songs and number in whole} | {MANIFEST}
+
+
+def _assign_shards(index: sqlite3.Connection, ids: list[int]) -> None:
+    """Give new files a shard, once and for all, so that every later run makes the same ones."""
+    with index:
+        (last,) = index.execute("SELECT coalesce(max(shard), 0) FROM files").fetchone()
+        fresh = [i for i in ids if _shard_of(index, i) is None]
+        for number, some in enumerate(_slices(fresh, SHARD_FILES), start=last + 1):
+            index.executemany("UPDATE files SET shard = ? WHERE rowid = ?", [(number, i) for i in some])
+
+
+def _shard_of(index: sqlite3.Connection, rowid: int) -> int | None:
+    (shard,) = index.execute("SELECT shard FROM files WHERE rowid = ?", (rowid,)).fetchone()
+    return shard
+
+
+def _slices(ids: list[int], size: int) -> Iterator[list[int]]:
+    return (ids[at : at + size] for at in range(0, len(ids), size))
+
+
+def _chunks(index: sqlite3.Connection, ids: list[int]) -> Iterator[Chunk]:
+    for some in _slices(ids, CHUNK_FILES):
+        marks = ",".join("?" * len(some))
+        rows = index.execute(f"SELECT path, name FROM files WHERE rowid IN ({marks}) ORDER BY name", some)
+        yield Chunk(tuple(Job(os.fsdecode(path), name) for path, name in rows))
+
+
+def _shard_chunks(index: sqlite3.Connection, ids: list[int]) -> Iterator[Chunk]:
+    """Whole shards: those that some of the files are in."""
+    for number in sorted({shard for i in ids if (shard := _shard_of(index, i)) is not None}):
+        rows = index.execute("SELECT path, name FROM files WHERE shard = ? ORDER BY name", (number,))
+        yield Chunk(tuple(Job(os.fsdecode(path), name) for path, name in rows), _shard_name(number))
+
+
+def _shard_name(number: int) -> str:
+    return f"shard-{number:06}.txt"
+
+
+def _recipe(options: Options) -> str:
+    return f"{LANGUAGE} {options.filters}".strip()
+
+
+# --- doing it --------------------------------------------------------------------------------------------
+
+
+def _run(
+    index: sqlite3.Connection, convert: Callable[[Chunk], Result], options: Options, chunks: list[Chunk], files: int
+) -> int:
+    """Convert chunks and record what became of their files; returns how many were converted.
+
+    A chunk whose worker dies is taken apart: its files are tried one by one, the guilty ones are refused, and a
+    shard is then made of the others.
+    """
+    recipe = _recipe(options)
+    converted = 0
+    with tqdm(total=files, desc="dataset", unit="file", disable=None) as bar:
+
+        def convert_all(chunks: list[Chunk]) -> list[tuple[Chunk, Died]]:
+            """Gives those that killed their workers. Commits about once a second, and at the end."""
+            nonlocal converted
+            lost = []
+            committed = time.monotonic()
+            try:
+                for chunk, result in executors.run(options.executor, convert, chunks):
+                    if isinstance(result, Died):
+                        lost.append((chunk, result))
+                    elif not chunk.is_probe:
+                        _record(index, recipe, chunk, result)
+                        converted += sum(outcome.state == "converted" for outcome in result.outcomes)
+                        bar.update(len(chunk.jobs))
+                    if time.monotonic() - committed > COMMIT_SECONDS:
+                        index.commit()
+                        committed = time.monotonic()
+            finally:
                 index.commit()
-                committed = time.monotonic()
-    finally:
+            return lost
+
+        lost = [chunk for chunk, _ in convert_all(chunks)]
+        singles = [Chunk((job,), is_probe=chunk.shard is not None) for chunk in lost for job in chunk.jobs]
+        guilty = set()
+        for single, died in convert_all(singles):
+            guilty.add(single.jobs[0])
+            _record(index, recipe, single, Result([Outcome("refused", _death(died, options.time_limit))]))
+            bar.update()
         index.commit()
+        innocent = [
+            (tuple(job for job in chunk.jobs if job not in guilty), chunk.shard) for chunk in lost if chunk.shard
+        ]
+        for chunk, died in convert_all([Chunk(jobs, shard) for jobs, shard in innocent if jobs]):
+            raise UserError(f"{chunk.shard} can't be made: its worker died again ({died}); run the same command again")
+    return converted
 
 
-def convert_file(job: Job, raw_data: Path, data: Path) -> Outcome:
-    """Write the documents of one MIDI file. Every fault of the file itself becomes a reason, not an error."""
-    try:
-        documents = encode(read_midi(raw_data / job.path))
-    except (MidiError, LanguageError) as error:
-        return Outcome(reason=str(error))
-    except OSError as error:
-        return Outcome(reason=f"{UNREADABLE} ({error.strerror})")
-    try:
-        for number, document in enumerate(documents, start=1):
-            temporary = data / ".tmp" / f"{os.getpid()}.txt"
-            temporary.write_bytes(document.text.encode("ascii"))
-            temporary.replace(data / f"{job.name}_{number}.txt")
-    except OSError as error:
-        raise UserError(f"{data} can't be written ({error.strerror})") from None
-    return Outcome(len(documents), sum(document.notes for document in documents), _fingerprint(documents))
+def _death(died: Died, time_limit: float) -> str:
+    if died.exit_code == -signal.SIGALRM:
+        return _too_slow(time_limit)
+    return f"{CRASHED} ({died})"
 
 
-def _remove_documents(data: Path, name: str) -> None:
-    """Remove data/NAME_1.txt, data/NAME_2.txt and so on."""
-    for number in count(1):
-        try:
-            (data / f"{name}_{number}.txt").unlink()
-        except FileNotFoundError:
-            break
+def _too_slow(time_limit: float) -> str:
+    return f"takes more than {time_limit:g} s to read"
 
 
-def _fingerprint(documents: list[Document]) -> str:
-    """A fingerprint of the music: the same for a copy, in whatever key, tempo or order of tracks."""
-    bodies = sorted(document.body for document in documents)
-    return hashlib.sha256("\n".join(bodies).encode()).hexdigest()[:16]
+def _record(index: sqlite3.Connection, recipe: str, chunk: Chunk, result: Result) -> None:
+    rows = [
+        (o.state, o.reason, o.remark, o.tracks, o.notes, o.exact, o.music, recipe, job.name)
+        for job, o in zip(chunk.jobs, result.outcomes, strict=True)
+    ]
+    index.executemany(
+        "UPDATE files SET state = ?, reason = ?, remark = ?, tracks = ?, notes = ?, exact = ?, music = ?, recipe = ?,"
+        " song = NULL, duplicate_of = NULL WHERE name = ?",
+        rows,
+    )
+    prints = [(job.name, o.grams) for job, o in zip(chunk.jobs, result.outcomes, strict=True)]
+    index.executemany("INSERT OR REPLACE INTO prints VALUES (?, ?)", prints)
+    if chunk.shard:
+        songs = [outcome for outcome in result.outcomes if outcome.state == "converted"]
+        documents, notes = sum(song.tracks for song in songs), sum(song.notes for song in songs)
+        number = int(chunk.shard.removeprefix("shard-").removesuffix(".txt"))
+        row = (number, len(songs), documents, notes, result.size, result.sha256)
+        index.execute("INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?, ?, ?)", row)
+
+
+# --- duplicates, manifest, summary -----------------------------------------------------------------------
+
+
+def _mark_duplicates(index: sqlite3.Connection, dedupe: Dedupe) -> None:
+    """Name the song of every file, and the file that is used in place of each duplicate: the one with most notes.
+
+    All files with the same music are one song, whether or not duplicates are left out: so they are on one side of
+    every split.
+    """
+    rows = index.execute(
+        "SELECT name, notes, exact, music, grams FROM files JOIN prints USING (name) WHERE state = 'converted'"
+        " ORDER BY name"
+    ).fetchall()
+    same_music = clusters([np.frombuffer(row[4], np.uint32) for row in rows]).label.tolist()
+    song_of = _joined([row[3] for row in rows], same_music)
+    exact_of = [row[2] for row in rows]
+    group_of = {"off": list(range(len(rows))), "exact": exact_of, "music": song_of}[dedupe]
+    kept: dict[object, tuple[int, str]] = {}  # by group: (minus its notes, name) of the one with most notes
+    names: dict[object, str] = {}  # by song
+    for (name, notes, _, music, _), song, group in zip(rows, song_of, group_of, strict=True):
+        kept[group] = min(kept.get(group, (0, "")), (-notes, name))
+        names[song] = min(names.get(song, music), music)
+    marks = [
+        (names[song], None if kept[group][1] == row[0] else kept[group][1], row[0])
+        for row, song, group in zip(rows, song_of, group_of, strict=True)
+    ]
+    with index:
+        index.executemany("UPDATE files SET song = ?, duplicate_of = ? WHERE name = ?", marks)
+        set_setting(index, "dedupe", dedupe)
+
+
+def _joined(keys: Sequence[str], labels: Sequence[int]) -> list[int]:
+    """Cluster labels after joining the clusters that have a key in common."""
+    parent = {label: label for label in labels}
+
+    def top(label: int) -> int:
+        while parent[label] != label:
+            parent[label] = label = parent[parent[label]]
+        return label
+
+    first: dict[str, int] = {}
+    for key, label in zip(keys, labels, strict=True):
+        parent[top(label)] = top(first.setdefault(key, label))
+    return [top(label) for label in labels]
+
+
+def _write_manifest(index: sqlite3.Connection, data: Folder) -> None:
+    """data/manifest.json: which shards there are, with counts and checksums."""
+    keys = ("songs", "documents", "notes", "bytes", "sha256")
+    rows = index.execute("SELECT * FROM shards WHERE songs > 0 ORDER BY number").fetchall()
+    shards = {_shard_name(number): dict(zip(keys, row, strict=True)) for number, *row in rows}
+    recipes = [row[0] for row in index.execute("SELECT DISTINCT recipe FROM files WHERE state = 'converted'")]
+    manifest = {"recipe": recipes[0] if recipes else LANGUAGE, "shards": shards}
+    data.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def _summary(index: sqlite3.Connection, converted: int, removed: int, left: int) -> Summary:
+    totals = index.execute(
+        "SELECT count(*), total(tracks), total(notes), count(remark), count(duplicate_of), count(DISTINCT song)"
+        " FROM files WHERE state = 'converted'"
+    ).fetchone()
+    files, documents, notes, rescued, duplicates, songs = map(int, totals)
+    refused = index.execute("SELECT path, reason FROM files WHERE state = 'refused' ORDER BY path").fetchall()
+    named = {printable(os.fsdecode(path)): reason for path, reason in refused}
+    states = Counter(dict(index.execute("SELECT state, count(*) FROM files GROUP BY state").fetchall()))
+    return Summary(
+        converted, removed, left, files, documents, notes, named, states["filtered"], rescued, duplicates, songs
+    )

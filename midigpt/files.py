@@ -1,6 +1,8 @@
 """What every command needs of files and of the person at the terminal."""
 
+import fcntl
 import json
+import os
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -45,6 +47,29 @@ def make(root: Path, *targets: str) -> str:
 def printable(path: str) -> str:
     """A path for the terminal: bytes that are no UTF-8 become \\xNN."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Only one command at a time may change a working folder; the second gets a UserError.
+
+    The system takes the lock away when the process ends, however that happens.
+    """
+    path = root / "cache" / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            other = file.read().strip() or "unknown"
+            raise UserError(
+                f"another command is at work in {root.resolve()} (process {other}); wait for it, or stop it"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 @contextmanager

@@ -1,15 +1,24 @@
 """The index: what MIDI files lie below raw_data/, under which name their documents go, and what became of them.
 
-cache/index.sqlite has one table, `files`, with a row per MIDI file:
+cache/index.sqlite has a table `files`, with a row per MIDI file:
 
     path     below raw_data/, "/"-separated (bytes where it is not valid UTF-8)
     name     the documents are data/NAME_1.txt, data/NAME_2.txt, ...; given once, never changed
-    size, mtime_ns, sha256    of the file as it was last indexed
-    state    new (to be converted), converted, refused, removed (its documents are still to go)
-    reason   why it was refused
+    size, stamp    of the file as it was last indexed; the stamp is its modification time (ns) or store's tag
+    digest   of its bytes: SHA-256, or the store's tag
+    state    new (to be converted), converted, refused, filtered (by the user's choice), removed (its documents
+             are still to go)
+    reason   why it was refused or filtered
+    remark   what was done to save a damaged file
     tracks, notes    documents written, notes in them
-    fingerprint   of the music without its key and tempo: equal for a copy or a transposition
-    language what it was converted to (midigpt.language.LANGUAGE)
+    exact, music     fingerprints of the notes, and of the notes without their key and the tempo
+    shard    the number of the shard its documents are in; NULL where each is a file
+    song     the fingerprint of the cluster of files with the same music: equal for all of them
+    duplicate_of    the name of the file that is used in its place
+    recipe   what it was converted to: the language, and the filters
+
+`prints` has each converted file's grams (midigpt.duplicates), `shards` a row per shard, `settings` where
+raw_data and data are and which duplicates are left out.
 """
 
 import hashlib
@@ -24,73 +33,123 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from midigpt.convert import UNREADABLE
 from midigpt.files import UserError, make
 from midigpt.language import LANGUAGE
+from midigpt.storage import Entry, Folder
 
-UNREADABLE = "can't be read"  # as the reason of a refusal; it may pass
 EXTENSIONS = (".mid", ".midi", ".kar", ".rmi")
 MAX_NAME_BYTES = 200  # file systems end at 255; "_123.txt" and the path's hash need room
 
-_SCHEMA = """
+_VERSION = 2  # of the schema
+_SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS files (
     path PRIMARY KEY NOT NULL,
     name TEXT NOT NULL UNIQUE,
     folded TEXT NOT NULL UNIQUE,
     size INTEGER NOT NULL,
-    mtime_ns INTEGER NOT NULL,
-    sha256 TEXT,
+    stamp TEXT NOT NULL,
+    digest TEXT,
     state TEXT NOT NULL DEFAULT 'new',
     reason TEXT,
+    remark TEXT,
     tracks INTEGER NOT NULL DEFAULT 0,
     notes INTEGER NOT NULL DEFAULT 0,
-    fingerprint TEXT,
-    language TEXT
+    exact TEXT,
+    music TEXT,
+    shard INTEGER,
+    song TEXT,
+    duplicate_of TEXT,
+    recipe TEXT
 );
 CREATE INDEX IF NOT EXISTS by_state ON files (state);
+CREATE INDEX IF NOT EXISTS by_shard ON files (shard);
+CREATE TABLE IF NOT EXISTS prints (name TEXT PRIMARY KEY NOT NULL, grams BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS shards (
+    number INTEGER PRIMARY KEY,
+    songs INTEGER NOT NULL,
+    documents INTEGER NOT NULL,
+    notes INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    sha256 TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL);
+PRAGMA user_version = {_VERSION};
 """
 
 
 @dataclass(frozen=True)
 class Song:
-    """A converted file: its documents are data/NAME_1.txt .. data/NAME_{tracks}.txt."""
+    """A converted file: its documents are data/NAME_1.txt .. data/NAME_{tracks}.txt, or lie in a shard."""
 
     name: str
-    fingerprint: str  # of the music
+    fingerprint: str  # of the music; the same for all files that hold it
     tracks: int
+    shard: int | None = None
 
 
 def open_index(root: Path, create: bool = False) -> sqlite3.Connection:
     """The index of a working folder. Raises UserError where there is none and none is to be made."""
     path = root / "cache" / "index.sqlite"
+    again = f"delete it and run: {make(root, 'index', 'dataset')}"
     if not create and not path.exists():
         raise UserError(f"{path} does not exist yet; make it with: {make(root, 'index')}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(path)
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version != _VERSION and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            raise UserError(f"{path} was made by another version of midigpt; {again}")
         connection.executescript(_SCHEMA)
     except sqlite3.OperationalError as error:
         raise UserError(f"{path} can't be used ({error}); is another run at work there?") from None
     except sqlite3.DatabaseError as error:
-        raise UserError(f"{path} is not an index ({error}); delete it and run: {make(root, 'index')}") from None
+        raise UserError(f"{path} is not an index ({error}); {again}") from None
     return connection
 
 
-def index_files(root: Path) -> Counter[str]:
+def setting(index: sqlite3.Connection, key: str, default: str = "") -> str:
+    """What was set for a key, or the default."""
+    row = index.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()
+    return row[0] if row else default
+
+
+def set_setting(index: sqlite3.Connection, key: str, value: str) -> None:
+    index.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))
+
+
+def data_folder(index: sqlite3.Connection, root: Path, key: str) -> Folder:
+    """The folder `raw_data` or `data` of a working folder: below it, or where the user has set it."""
+    return Folder(setting(index, key) or str(root / key))
+
+
+def index_files(root: Path, raw_data: str = "") -> Counter[str]:
     """Bring the index in step with raw_data/; returns how many files are new, changed, removed, the same.
 
-    A file is looked into only if its size or modification time differ from the index; it counts as changed
-    if its bytes do. Raises UserError where raw_data/ holds no MIDI file and never did.
+    `raw_data` is another place for it, a path or URL, and is remembered. A file is looked into only if its
+    size or modification time differ from the index; it counts as changed if its bytes do. Raises UserError
+    where raw_data/ holds no MIDI file and never did.
     """
-    raw_data = root / "raw_data"
-    if not raw_data.is_dir():
-        raise UserError(f"{raw_data} does not exist; make that folder and put MIDI files into it")
-    found = dict(_find(raw_data))
+    if not raw_data and not (root / "cache" / "index.sqlite").exists():
+        _check(Folder(str(root / "raw_data")))
     with closing(open_index(root, create=True)) as connection:
-        return _update(connection, raw_data, found)
+        folder = Folder(raw_data) if raw_data else data_folder(connection, root, "raw_data")
+        _check(folder)
+        found = dict(sorted(folder.find(EXTENSIONS)))
+        count = _update(connection, folder, found)
+        if raw_data:
+            set_setting(connection, "raw_data", raw_data)
+            connection.commit()
+        return count
 
 
-def _update(connection: sqlite3.Connection, raw_data: Path, found: dict[str, tuple[int, int]]) -> Counter[str]:
-    rows = connection.execute("SELECT path, size, mtime_ns, sha256, state FROM files")
+def _check(raw_data: Folder) -> None:
+    if not raw_data.exists():
+        raise UserError(f"{raw_data} does not exist; make that folder and put MIDI files into it")
+
+
+def _update(connection: sqlite3.Connection, raw_data: Folder, found: dict[str, Entry]) -> Counter[str]:
+    rows = connection.execute("SELECT path, size, stamp, digest, state FROM files")
     known = {os.fsdecode(row[0]): row[1:] for row in rows}
     if not found and not known:
         raise UserError(f"{raw_data} holds no MIDI file ({' '.join(EXTENSIONS)}, any case, in any subfolder)")
@@ -101,57 +160,32 @@ def _update(connection: sqlite3.Connection, raw_data: Path, found: dict[str, tup
         for path in known.keys() - found.keys():
             count["removed"] += known[path][3] != "removed"
             connection.execute("UPDATE files SET state = 'removed' WHERE path = ?", (_storable(path),))
-        for path, (size, mtime_ns) in tqdm(found.items(), desc="index", unit="file", disable=None):
-            old_size, old_mtime, old_sha, old_state = known.get(path, (None, None, None, None))
-            if (size, mtime_ns) == (old_size, old_mtime) and old_sha and old_state != "removed":
+        for path, entry in tqdm(found.items(), desc="index", unit="file", disable=None):
+            old_size, old_stamp, old_digest, old_state = known.get(path, (None, None, None, None))
+            if (entry.size, entry.stamp) == (old_size, old_stamp) and old_digest and old_state != "removed":
                 count["same"] += 1
                 continue
-            sha256, reason = _digest(raw_data / path)
+            digest, reason = (entry.stamp, None) if raw_data.is_remote else _digest(Path(raw_data.location, path))
             if path not in known:
                 count["new"] += 1
                 name = _new_name(path, taken)
                 connection.execute(
-                    "INSERT INTO files (path, name, folded, size, mtime_ns) VALUES (?, ?, ?, ?, ?)",
-                    (_storable(path), name, _fold(name), size, mtime_ns),
+                    "INSERT INTO files (path, name, folded, size, stamp) VALUES (?, ?, ?, ?, ?)",
+                    (_storable(path), name, _fold(name), entry.size, entry.stamp),
                 )
-            elif sha256 == old_sha and sha256 and old_state != "removed":
+            elif digest == old_digest and digest and old_state != "removed":
                 count["same"] += 1
-                connection.execute("UPDATE files SET mtime_ns = ? WHERE path = ?", (mtime_ns, _storable(path)))
+                connection.execute("UPDATE files SET stamp = ? WHERE path = ?", (entry.stamp, _storable(path)))
                 continue
             else:
                 count["changed"] += 1
             connection.execute(
-                "UPDATE files SET size = ?, mtime_ns = ?, sha256 = ?, state = ?, reason = ?, tracks = 0, notes = 0,"
-                " fingerprint = NULL, language = NULL WHERE path = ?",
-                (size, mtime_ns, sha256, "refused" if reason else "new", reason, _storable(path)),
+                "UPDATE files SET size = ?, stamp = ?, digest = ?, state = ?, reason = ?, remark = NULL, tracks = 0,"
+                " notes = 0, exact = NULL, music = NULL, song = NULL, duplicate_of = NULL, recipe = NULL"
+                " WHERE path = ?",
+                (entry.size, entry.stamp, digest, "refused" if reason else "new", reason, _storable(path)),
             )
     return count
-
-
-def _find(raw_data: Path) -> Iterator[tuple[str, tuple[int, int]]]:
-    """(path below raw_data, (size, mtime_ns)) of every MIDI file, in path order; links are followed once."""
-    seen = set()
-
-    def walk(folder: Path, prefix: str) -> Iterator[tuple[str, tuple[int, int]]]:
-        real = os.path.realpath(folder)
-        if real in seen:
-            return
-        seen.add(real)
-        with os.scandir(folder) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
-        for entry in entries:
-            if entry.is_dir():
-                yield from walk(folder / entry.name, f"{prefix}{entry.name}/")
-            elif entry.name.startswith("._"):
-                continue  # what macOS writes beside files on foreign disks; no MIDI, whatever its ending
-            elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
-                status = entry.stat()
-                yield prefix + entry.name, (status.st_size, status.st_mtime_ns)
-
-    try:
-        yield from sorted(walk(raw_data, ""))
-    except OSError as error:
-        raise UserError(f"{error.filename} can't be listed ({error.strerror})") from None
 
 
 def _digest(path: Path) -> tuple[str | None, str | None]:
@@ -197,15 +231,23 @@ def _storable(path: str) -> str | bytes:
     return path
 
 
-def songs(root: Path) -> list[Song]:
-    """All converted files, in name order. Raises UserError where there is none, or some in another language."""
+def songs(root: Path) -> Iterator[Song]:
+    """The converted files that are to be learned from, in name order (in shards: by shard, then name).
+
+    Raises UserError where there is none, or some in another language.
+    """
     with closing(open_index(root)) as connection:
-        rows = connection.execute(
-            "SELECT name, fingerprint, tracks, language FROM files WHERE state = 'converted' ORDER BY name"
-        ).fetchall()
-    if not rows:
-        raise UserError(f"{root / 'data'} holds no documents yet; make them with: {make(root, 'dataset')}")
-    if any(language != LANGUAGE for *_, language in rows):
-        again = make(root, "dataset")
-        raise UserError(f"{root / 'data'} is in an older language than {LANGUAGE!r}; make it anew with: {again}")
-    return [Song(name, fingerprint, tracks) for name, fingerprint, tracks, _ in rows]
+        data = data_folder(connection, root, "data")
+        if not connection.execute("SELECT 1 FROM files WHERE state = 'converted'").fetchone():
+            raise UserError(f"{data} holds no documents yet; make them with: {make(root, 'dataset')}")
+        query = "SELECT recipe FROM files WHERE state = 'converted' AND recipe != ? AND recipe NOT LIKE ?"
+        if connection.execute(query, (LANGUAGE, f"{LANGUAGE} %")).fetchone():
+            again = make(root, "dataset")
+            raise UserError(f"{data} is in an older language than {LANGUAGE!r}; make it anew with: {again}")
+        yield from (
+            Song(*row)
+            for row in connection.execute(
+                "SELECT name, coalesce(song, music), tracks, shard FROM files"
+                " WHERE state = 'converted' AND duplicate_of IS NULL ORDER BY shard, name"
+            )
+        )

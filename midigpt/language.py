@@ -13,7 +13,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -149,7 +149,12 @@ class Document:
 
     header: str  # with its newline
     body: str
-    notes: int
+    onset: IntArray = field(compare=False, repr=False)  # (N,) grid steps
+    pitch: IntArray = field(compare=False, repr=False)  # (N,)
+
+    @property
+    def notes(self) -> int:
+        return len(self.onset)
 
     @property
     def text(self) -> str:
@@ -179,7 +184,8 @@ def encode_batch(scores: Sequence[Score], end: int | None = None) -> list[list[D
     documents: list[list[Document]] = [[] for _ in scores]
     for (number, track), (start, stop), key, body in zip(rows, bounds, keys, bodies, strict=True):
         program, anchor = ("d", "") if track.is_drum else (track.program, f" key={key}")
-        documents[number].append(Document(f"# program={program} {shared[number]}{anchor}\n", body, stop - start))
+        header = f"# program={program} {shared[number]}{anchor}\n"
+        documents[number].append(Document(header, body, notes.onset[start:stop], notes.pitch[start:stop]))
     return documents
 
 

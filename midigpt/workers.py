@@ -1,13 +1,17 @@
 """Worker processes that survive one another: a crash in a C library costs the task at hand, no other."""
 
 import multiprocessing
+import os
+import resource
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from midigpt.files import UserError
@@ -15,19 +19,19 @@ from midigpt.files import UserError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-AHEAD = 8  # tasks a worker holds, so that it never waits for the next one
+AHEAD = 2  # tasks a worker holds, so that it never waits for the next one
 
 
 @dataclass(frozen=True)
 class Died:
     """In place of a result: the worker process ended while it was at the task."""
 
-    exit_code: int | None  # negative: the number of the signal that killed it
+    exit_code: int | None  # negative: the number of the signal that killed it; None: not known
 
     def __str__(self) -> str:
-        if self.exit_code is not None and self.exit_code < 0:
-            return f"signal {-self.exit_code}"
-        return f"exit code {self.exit_code}"
+        if self.exit_code is None:
+            return "several times"
+        return f"signal {-self.exit_code}" if self.exit_code < 0 else f"exit code {self.exit_code}"
 
 
 @dataclass
@@ -38,9 +42,12 @@ class _Worker(Generic[Task]):
 
 
 def run(
-    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
+    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int, memory_limit: float = 0
 ) -> Iterator[tuple[Task, Result | Died]]:
     """Call `function` (importable by name) on every task in `workers` processes; results as they come.
+
+    A worker may take `memory_limit` gigabytes (0: any) beyond what it has after its start; then it gets a
+    MemoryError. Where the system knows no such limit (macOS) there is none.
 
     A task during which its worker dies gives Died, and a new worker takes the others on. A UserError raised
     by `function` is raised here and ends the run. Closing the iterator, also by Ctrl-C, ends the workers.
@@ -49,7 +56,7 @@ def run(
     context = multiprocessing.get_context("spawn")
     crew: list[_Worker[Task]] = []
     try:
-        crew = [_start(context, function) for _ in range(min(workers, len(waiting)))]
+        crew = [_start(context, function, memory_limit) for _ in range(min(workers, len(waiting)))]
         while any(worker.tasks for worker in crew) or waiting:
             for worker in crew:
                 while waiting and len(worker.tasks) < AHEAD:
@@ -64,7 +71,7 @@ def run(
                     worker.process.join()
                     yield worker.tasks.popleft(), Died(worker.process.exitcode)
                     waiting.extendleft(reversed(worker.tasks))
-                    crew[crew.index(worker)] = _start(context, function)
+                    crew[crew.index(worker)] = _start(context, function, memory_limit)
                     continue
                 if isinstance(result, UserError):
                     raise result
@@ -77,9 +84,11 @@ def run(
             worker.connection.close()
 
 
-def _start(context: multiprocessing.context.SpawnContext, function: Callable[[Task], Result]) -> _Worker[Task]:
+def _start(
+    context: multiprocessing.context.SpawnContext, function: Callable[[Task], Result], memory_limit: float
+) -> _Worker[Task]:
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(function, theirs), daemon=True)
+    process = context.Process(target=_serve, args=(function, theirs, memory_limit), daemon=True)
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child begins so too: Ctrl-C is ours to handle
     process.start()
     signal.signal(signal.SIGINT, handler)
@@ -87,7 +96,10 @@ def _start(context: multiprocessing.context.SpawnContext, function: Callable[[Ta
     return _Worker(process, ours)
 
 
-def _serve(function: Callable[[Task], Result], connection: Connection) -> None:
+def _serve(function: Callable[[Task], Result], connection: Connection, memory_limit: float) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if memory_limit:
+        _limit_memory(int(memory_limit * 2**30))
     with suppress(EOFError, ConnectionError):  # the parent is gone
         while True:
             task = connection.recv()
@@ -95,3 +107,21 @@ def _serve(function: Callable[[Task], Result], connection: Connection) -> None:
                 connection.send(function(task))
             except UserError as error:
                 connection.send(error)
+
+
+def _end_with_parent() -> None:
+    """End this process when the parent ends, in mid-task too: a new run must not meet the workers of a killed one."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _limit_memory(more: int) -> None:
+    """Let this process take so many bytes more of address space, where the system can limit that."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return
+    now = pages * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + more, resource.getrlimit(resource.RLIMIT_AS)[1]))

@@ -1,17 +1,21 @@
 """Convert the indexed MIDI files to text: one document per track, data/NAME_N.txt.
 
-Only what is not converted yet is; Ctrl-C is harmless, the same command goes on.
+Only what is not converted yet is; Ctrl-C is harmless, the same command goes on. Other filters than the last
+time's convert the files anew.
 
-Example: python scripts/dataset.py --limit 100 --workers 4
+Example: python scripts/dataset.py --no-drums --min-notes 20
 """
 
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from midigpt.dataset import make_dataset
-from midigpt.files import UserError, parse_arguments
+from midigpt.dataset import Dedupe, Options, Summary, make_dataset
+from midigpt.executors import Executor
+from midigpt.files import UserError, locked, parse_arguments
+from midigpt.filters import Filters
 
 SHOWN = 3  # refused files by name, of each kind
 
@@ -22,22 +26,67 @@ class Args:
     """The working folder."""
     limit: int | None = None
     """Convert at most this many more files."""
+    dedupe: Dedupe = "music"
+    """Train on one file of those with the same notes (exact), or with the same music in whatever key and tempo,
+    also shortened or changed a little (music); off: on all."""
+    instruments: str = ""
+    """Only these General MIDI families or programs (0..127), with commas between: guitar,bass,drums,0."""
+    drums: bool = True
+    """Keep the drums."""
+    min_notes: int = 1
+    """Leave out tracks with fewer notes."""
+    max_seconds: float = 0
+    """Leave out files that last longer; 0 is any length."""
+    merge: bool = False
+    """Make one track of all pitched tracks of a file."""
+    data: str = ""
+    """Another place for data/, a path or URL (s3://bucket/folder), remembered from now on."""
+    shards: bool = False
+    """Put the documents of some hundred files into one; from now on. In a store it is always so."""
+    executor: Literal["serial", "process", "dask"] = "process"
+    """Work in this process, in worker processes, or on a Dask cluster."""
     workers: int = os.cpu_count() or 1
     """Worker processes."""
+    scheduler: str = ""
+    """The Dask scheduler's address: tcp://HOST:8786."""
+    time_limit: float = 60
+    """Seconds that a file may take before it is given up; 0 is no limit."""
+    memory_limit: float = 2
+    """Gigabytes that a worker process may take; 0 is no limit."""
 
 
 def main(args: Args) -> None:
     if args.workers < 1 or (args.limit is not None and args.limit < 1):
         raise UserError("--workers and --limit must be at least 1")
+    options = Options(
+        args.limit,
+        args.data,
+        args.shards,
+        args.dedupe,
+        Filters(args.instruments, args.drums, args.min_notes, args.max_seconds, args.merge),
+        Executor(args.executor, args.workers, args.memory_limit, args.scheduler),
+        args.time_limit,
+    )
     start = time.perf_counter()
-    summary = make_dataset(args.root, args.limit, args.workers)
-    seconds = time.perf_counter() - start
+    with locked(args.root):
+        summary = make_dataset(args.root, options)
+    report(summary, args.dedupe, time.perf_counter() - start)
+
+
+def report(summary: Summary, dedupe: Dedupe, seconds: float) -> None:
     by_kind: dict[str, list[str]] = {}
     for path, reason in summary.refused.items():
         by_kind.setdefault(reason.partition(" (")[0], []).append(path)
     for kind, files in sorted(by_kind.items(), key=lambda item: -len(item[1])):
         more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
         print(f"  refused {len(files)}: {kind}: {', '.join(files[:SHOWN])}{more}")
+    if summary.rescued:
+        print(f"  saved {summary.rescued} damaged files as far as they are whole; make doctor names them")
+    if summary.filtered:
+        print(f"  left out {summary.filtered} files that the filters keep nothing of")
+    if summary.songs < summary.files:
+        left_out = f"{summary.duplicates} files are duplicates and left out (--dedupe {dedupe})"
+        print(f"  {summary.files} files hold {summary.songs} different songs; {left_out}")
     if summary.refused and not summary.files and not summary.left:
         raise UserError(f"no file could be converted: all {len(summary.refused)} are refused")
     print(

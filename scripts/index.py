@@ -6,7 +6,7 @@ Example: python scripts/index.py --root my_music
 from dataclasses import dataclass
 from pathlib import Path
 
-from midigpt.files import parse_arguments
+from midigpt.files import UserError, locked, parse_arguments
 from midigpt.index import index_files
 
 
@@ -14,10 +14,15 @@ from midigpt.index import index_files
 class Args:
     root: Path = Path()
     """The working folder; MIDI files lie in its raw_data/."""
+    raw_data: str = ""
+    """Another place for raw_data/, a path or URL (s3://bucket/folder), remembered from now on."""
 
 
 def main(args: Args) -> None:
-    count = index_files(args.root)
+    if not args.root.is_dir():
+        raise UserError(f"{args.root} does not exist; make that folder, and raw_data in it for your MIDI files")
+    with locked(args.root):
+        count = index_files(args.root, args.raw_data)
     total = count["new"] + count["changed"] + count["same"]
     print(
         f"index: {total} MIDI files ({count['new']} new, {count['changed']} changed, {count['removed']} removed)"

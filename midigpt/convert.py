@@ -1,0 +1,192 @@
+"""MIDI files -> documents, a chunk of files at a time: one pure function, which any process on any machine can run.
+
+Every fault of a file becomes its outcome, never an error. The documents of a file go into data/NAME_1.txt,
+data/NAME_2.txt, ..., or those of the whole chunk into one shard, with an empty line between them.
+"""
+
+import hashlib
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from midigpt.duplicates import grams
+from midigpt.filters import FilteredError, Filters
+from midigpt.language import Document, LanguageError, encode_batch
+from midigpt.midi_bytes import MidiError
+from midigpt.rescue import rescue
+from midigpt.score import Score
+from midigpt.storage import Folder
+
+UNREADABLE = "can't be read"  # as the reason of a refusal; it may pass
+BATCH_NOTES = 4096  # to encode at once: more don't fit into a processor's cache
+
+_alone = threading.Lock()  # the time limit is the process's, so one thread at a time converts
+
+
+@dataclass(frozen=True)
+class Job:
+    path: str  # below raw_data
+    name: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Files to be converted together, into `shard` if one is named, else into a file for each document.
+
+    A probe writes nothing: it shows which file of a chunk is the one that kills its worker.
+    """
+
+    jobs: tuple[Job, ...]
+    shard: str | None = None
+    is_probe: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file: documents, or the reason there are none."""
+
+    state: str  # converted, refused, filtered
+    reason: str | None = None
+    remark: str | None = None  # what was done to save a damaged file
+    tracks: int = 0
+    notes: int = 0
+    exact: str | None = None  # fingerprint of the notes
+    music: str | None = None  # fingerprint of the notes without their key, and the tempo
+    grams: bytes = b""  # the print, uint32, by which near-duplicates are found
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a chunk."""
+
+    outcomes: list[Outcome]
+    size: int = 0  # bytes of the shard
+    sha256: str = ""  # of the shard
+
+
+@dataclass
+class _Batch:
+    """Scores on their way to be encoded at once, with their place in the chunk."""
+
+    scores: dict[int, Score] = field(default_factory=dict)
+    notes: int = 0
+
+
+def convert_chunk(chunk: Chunk, raw_data: Folder, data: Folder, filters: Filters, time_limit: float = 0) -> Result:
+    """Convert the files of a chunk; where writing fails UserError is raised.
+
+    A file that takes longer than `time_limit` seconds (0: no limit) ends the process with SIGALRM: nothing
+    less stops a C library that hangs. So a limit belongs into worker processes only.
+    """
+    with _alone:
+        outcomes: dict[int, Outcome] = {}
+        shard: list[bytes] = []
+        for documents in _documents(chunk, raw_data, filters, time_limit, outcomes):
+            for place, texts in documents.items():
+                contents = [document.text.encode("ascii") for document in texts]
+                if chunk.shard:
+                    shard += contents
+                elif not chunk.is_probe:
+                    for number, content in enumerate(contents, start=1):
+                        data.write(f"{chunk.jobs[place].name}_{number}.txt", content)
+        ordered = [outcomes[place] for place in range(len(chunk.jobs))]
+        if not chunk.shard:
+            return Result(ordered)
+        whole = b"\n".join(shard)
+        if shard:
+            data.write(chunk.shard, whole)
+        return Result(ordered, len(whole), hashlib.sha256(whole).hexdigest())
+
+
+def _documents(
+    chunk: Chunk, raw_data: Folder, filters: Filters, time_limit: float, outcomes: dict[int, Outcome]
+) -> Iterator[dict[int, list[Document]]]:
+    """The documents of a chunk's files by place, in order, some files at a time; fills in the outcomes."""
+    batch = _Batch()
+    remarks: dict[int, str] = {}
+    last = len(chunk.jobs) - 1
+    for place, content in enumerate(raw_data.read([job.path for job in chunk.jobs])):
+        encoded: dict[int, list[Document]] = {}
+        with _limited(time_limit):
+            score = _score(content, filters)
+            if isinstance(score, Outcome):
+                outcomes[place] = score
+            else:
+                batch.scores[place], remarks[place] = score
+                batch.notes += batch.scores[place].notes
+            if batch.notes >= BATCH_NOTES or place == last:
+                encoded = _encoded(batch, remarks, outcomes)
+                batch = _Batch()
+        yield encoded
+
+
+def _score(content: bytes | OSError, filters: Filters) -> tuple[Score, str] | Outcome:
+    """What a file's bytes hold, and what was done to save it; or the outcome where that is nothing."""
+    if isinstance(content, OSError):
+        return Outcome("refused", f"{UNREADABLE} ({content.strerror or content})")
+    try:
+        score, remark = rescue(content)
+        return filters.apply(score), remark
+    except FilteredError as error:
+        return Outcome("filtered", str(error))
+    except MidiError as error:
+        return Outcome("refused", str(error))
+    except MemoryError:
+        return Outcome("refused", "needs more memory than a worker has")
+
+
+def _encoded(batch: _Batch, remarks: dict[int, str], outcomes: dict[int, Outcome]) -> dict[int, list[Document]]:
+    """The documents of a batch by place. A score that can't be written spoils no other."""
+    try:
+        encoded = dict(zip(batch.scores, encode_batch(list(batch.scores.values())), strict=True))
+    except LanguageError as error:
+        if len(batch.scores) == 1:
+            outcomes.update(dict.fromkeys(batch.scores, Outcome("refused", str(error))))
+            return {}
+        singles = [_Batch({place: score}) for place, score in batch.scores.items()]
+        return {place: texts for one in singles for place, texts in _encoded(one, remarks, outcomes).items()}
+    for place, documents in encoded.items():
+        outcomes[place] = _converted(documents, remarks[place])
+    return encoded
+
+
+def _converted(documents: list[Document], remark: str) -> Outcome:
+    bodies = [hashlib.sha256(document.body.encode("ascii")).digest() for document in documents]
+    keys = [document.header.rpartition(" ")[2].encode() for document in documents]  # of drums it is the meter
+    exact = hashlib.sha256(b"".join(sorted(body + key for body, key in zip(bodies, keys, strict=True))))
+    music = hashlib.sha256(b"".join(sorted(bodies)))
+    pitched = [document for document in documents if "key=" in document.header]
+    return Outcome(
+        "converted",
+        remark=remark or None,
+        tracks=len(documents),
+        notes=sum(document.notes for document in documents),
+        exact=exact.hexdigest()[:16],
+        music=music.hexdigest()[:16],
+        grams=_grams(pitched),
+    )
+
+
+def _grams(documents: list[Document]) -> bytes:
+    if not documents:
+        return b""
+    part = np.repeat(np.arange(len(documents)), [document.notes for document in documents])
+    onset = np.concatenate([document.onset for document in documents])
+    pitch = np.concatenate([document.pitch for document in documents])
+    return grams(part, onset, pitch).tobytes()
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """The process ends by SIGALRM if what is within takes longer; 0 is no limit."""
+    if seconds:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        if seconds:
+            signal.setitimer(signal.ITIMER_REAL, 0)
