@@ -10,6 +10,9 @@ cache/index.sqlite has one table, `files`, with a row per MIDI file:
     tracks, notes    documents written, notes in them
     fingerprint   of the music without its key and tempo: equal for a copy or a transposition
     language what it was converted to (midigpt.language.LANGUAGE)
+    remark   how a damaged file was rescued
+    duplicate_of   name of the file whose music it repeats; none for the one of them that is kept
+    song     equal for all files with one music
 """
 
 import hashlib
@@ -44,7 +47,10 @@ CREATE TABLE IF NOT EXISTS files (
     tracks INTEGER NOT NULL DEFAULT 0,
     notes INTEGER NOT NULL DEFAULT 0,
     fingerprint TEXT,
-    language TEXT
+    language TEXT,
+    remark TEXT,
+    duplicate_of TEXT,
+    song TEXT
 );
 CREATE INDEX IF NOT EXISTS by_state ON files (state);
 """
