@@ -117,7 +117,8 @@ def examine(root: Path, sample: int, processes: int) -> Examination:
             " FROM files ORDER BY name"
         ).fetchall()
     if not rows:
-        raise UserError(f"no MIDI files are known yet; put some into {root / 'raw_data'} and run: {make(root, 'index')}")
+        raw_data = root / "raw_data"
+        raise UserError(f"no MIDI files are known yet; put some into {raw_data} and run: {make(root, 'index')}")
     files = tuple(File(os.fsdecode(path), *rest) for path, *rest in rows)
     paths = [file.path for file in files if file.state == "converted"]
     if len(paths) > sample:

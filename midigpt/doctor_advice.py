@@ -8,16 +8,12 @@ import numpy as np
 
 from midigpt.doctor import DRUMS, Examination, File, FloatArray, Music, duplicates
 from midigpt.files import make
+from midigpt.general_midi import FAMILIES
 
 STRANGEST = 20  # files to name at most
 STRANGE = 3.5  # robust standard deviations from the median: Iglewicz and Hoaglin 1993
 REASONS = 3  # for each file at most
 REST = 1.0  # seconds; shorter silences are all alike
-
-FAMILIES = (
-    "piano, tuned percussion, organ, guitar, bass, strings, ensemble, brass, reed, pipe, synth lead, synth pad,"
-    " synth effects, world, percussive, sound effects"
-).split(", ")  # the 16 groups of eight programs in General MIDI
 
 
 @dataclass(frozen=True)
@@ -248,7 +244,7 @@ def _about_playing(music: list[Music]) -> list[Rule]:
             free >= 0.5,
             f"{percent(free)} of the files are played freely, off the grid of the beats: these are a recorder's, not"
             " the music's. Such files cost more bits per note than written ones, and a take makes no readable score.",
-            "in at least half of the files, fewer than half of the onsets are within 1/48 beat of a sixteenth or triplet",
+            "in at least 50 % of the files, half of the onsets lie further than 1/48 beat from sixteenths and triplets",
         ),
         (
             short >= 0.1,
