@@ -5,7 +5,7 @@ from html import escape
 import numpy as np
 
 from midigpt.doctor import Examination, File, duplicates, examples, kinds
-from midigpt.doctor_advice import STRANGE, Advice, Strange
+from midigpt.doctor_advice import STRANGE, Advice, Strange, say_time
 from midigpt.doctor_plots import draw
 
 GROUPS = 20  # of duplicates, at most
@@ -41,7 +41,7 @@ ol.advice small { display: block; }
 table { border-collapse: collapse; width: 100%; background: var(--card); border: 1px solid var(--line); }
 th, td { text-align: left; vertical-align: top; padding: .4rem .7rem; border-top: 1px solid var(--line); }
 th { font-weight: 600; font-size: .85rem; color: var(--quiet); }
-td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 td.detail { padding-left: 1.8rem; }
 @media (max-width: 36rem) { body { padding: .8rem; } th, td { padding: .35rem .5rem; } }
 """
@@ -97,9 +97,8 @@ def headline(examination: Examination) -> list[tuple[str, str]]:
     ]
     if examination.music:
         about = "about " if examination.is_sample else ""
-        digits = 0 if hours >= 10 else 1 if hours >= 1 else 2
         found += [
-            (f"{about}{hours:,.{digits}f}", "hours of music"),
+            (about + say_time(3600 * hours), "of music"),
             (f"{np.median(tracks):.3g}", "tracks in the median file"),
         ]
     return found
@@ -117,7 +116,11 @@ def verdicts(examination: Examination) -> list[tuple[str, list[File], bool]]:
         *((kind, files, True) for kind, files in kinds((f, f.reason) for f in examination.by_state("refused")).items()),
         ("not converted yet", examination.by_state("new"), False),
         ("gone from raw_data/", examination.by_state("removed"), False),
-        ("repeat another file's music", [file for group in duplicates(converted) for file in group[1:]], False),
+        (
+            "converted, but repeat another's music",
+            [file for group in duplicates(converted) for file in group[1:]],
+            False,
+        ),
         ("converted, but can't be read any more", [f for f in converted if f.path in examination.lost], False),
     ]
     return [row for row in rows if row[1]]
@@ -141,7 +144,7 @@ def _verdicts(examination: Examination) -> str:
         f'<td class="quiet">{escape(examples(files, NAMES)) if verdict != "converted" else ""}</td></tr>'
         for verdict, files, is_detail in verdicts(examination)
     )
-    return f"<h2>Verdicts</h2>\n<table>\n<tr><th>verdict<th>files<th>for example</tr>\n{rows}\n</table>"
+    return f"<h2>Verdicts</h2>\n<table>\n<tr><th>verdict<th class=number>files<th>for example</tr>\n{rows}\n</table>"
 
 
 def _plots(examination: Examination) -> str:
@@ -179,5 +182,5 @@ def _duplicates(groups: list[list[File]]) -> str:
     return (
         f"<h2>Duplicates</h2>\n<p>{copies:,} files repeat the music of another, in {len(groups):,}"
         f" group{'s' if len(groups) > 1 else ''}.</p>\n{more}\n"
-        f"<table>\n<tr><th>files<th>names, the one that is kept first</tr>\n{rows}\n</table>"
+        f"<table>\n<tr><th class=number>files<th>names, the one that is kept first</tr>\n{rows}\n</table>"
     )
