@@ -96,9 +96,9 @@ class Examination:
 
     @property
     def hours(self) -> float:
-        """Hours of music in all converted files: what was measured, scaled up to the files that were not."""
+        """Hours of music in all converted files, scaled up from those drawn; lost ones count as silent."""
         measured = sum(music.seconds for music in self.music.values()) / 3600
-        return measured * len(self.converted) / len(self.music) if self.music else 0.0
+        return measured * len(self.converted) / max(len(self.music) + len(self.lost), 1)
 
     def total(self, column: str) -> FloatArray:
         """The sum of a column of Music, such as "pitches", over the measured files; zeros where none was."""

@@ -79,13 +79,17 @@ def _say_rest(seconds: float) -> str:
     return "at most a second" if seconds <= REST else say_time(seconds)
 
 
+def _say_range(semitones: float) -> str:
+    return f"{semitones:.0f} semitones" if semitones else "a single key"
+
+
 FEATURES = (
     Feature(lambda m: m.notes, 0.7, "{} in all", "{} in all", _count("note")),
     Feature(lambda m: m.seconds, 0.5, "lasts {}", "lasts {}", say_time),
     Feature(lambda m: m.notes / max(m.seconds, 1), 0.5, "{} notes a second", "{} notes a second", "{:,.3g}".format),
     Feature(_pitched(lambda m: m.longest_note), 0.7, "one note lasts {}", "no note is longer than {}", say_time),
     Feature(lambda m: max(m.longest_silence, REST), 0.7, "silent for {} on end", "", _say_rest),
-    Feature(_pitch_range, 6, "spans {} semitones", "spans {} semitones", is_log=False),
+    Feature(_pitch_range, 6, "spans {}", "spans {}", _say_range, is_log=False),
     Feature(_velocity_spread, 4, "loudness jumps about (±{})", "loudness hardly varies (±{})", is_log=False),
     Feature(
         _pitched(lambda m: m.short_share), 0.08, "{} of the notes are shorter than a 64th", "", percent, is_log=False
@@ -258,10 +262,11 @@ def _about_playing(music: list[Music]) -> list[Rule]:
 def _about_instruments(families: FloatArray) -> list[Rule]:
     drums, pitched = families[16], families[:16].sum()
     most = int(families[:16].argmax())
+    share = float(families[most] / pitched) if pitched else 0.0
     return [
         (
-            families[most] >= 0.8 * pitched > 0,
-            f"{percent(families[most] / pitched)} of the pitched notes are {FAMILIES[most]}: a model learns that well"
+            share >= 0.8,
+            f"{percent(share)} of the pitched notes are {FAMILIES[most]}: a model learns that well"
             " and has little to go by for anything else.",
             "one General MIDI family has at least 80 % of the pitched notes",
         ),

@@ -1,5 +1,6 @@
 """The doctor's page: one HTML file that needs nothing else, for wide and narrow screens, light and dark."""
 
+from dataclasses import dataclass
 from html import escape
 
 import numpy as np
@@ -47,6 +48,14 @@ td.detail { padding-left: 1.8rem; }
 """
 
 
+@dataclass(frozen=True)
+class Verdict:
+    name: str
+    files: list[File]
+    is_detail: bool = False  # of the verdict above
+    is_named: bool = True  # whether to give examples
+
+
 def render(examination: Examination, advice: list[Advice], strange: list[Strange], folder: str) -> str:
     """The page as text. `folder` is what was examined, for the title."""
     title = f"MIDI files in {folder}"
@@ -80,7 +89,7 @@ def basis(examination: Examination) -> str:
             " the same ones every time. Files, documents and notes are counted in all; hours are scaled up."
         )
     if measured < converted:
-        return f"Music was measured in {measured:,} of {converted:,} converted files; no other can be read any more."
+        return f"Music was measured in {measured:,} of {converted:,} converted files; the rest can't be read any more."
     return f"Music was measured in all {converted:,} converted files." if converted > 1 else "One file was measured."
 
 
@@ -104,26 +113,26 @@ def headline(examination: Examination) -> list[tuple[str, str]]:
     return found
 
 
-def verdicts(examination: Examination) -> list[tuple[str, list[File], bool]]:
-    """(verdict, its files, whether it details the verdict above), without empty ones."""
-    converted = examination.converted
+def verdicts(examination: Examination) -> list[Verdict]:
+    """What became of the files, without empty rows; a verdict with details leaves the names to them."""
+    converted, refused = examination.converted, examination.by_state("refused")
     rescued = [file for file in converted if file.remark]
+    lost = [file for file in converted if file.path in examination.lost]
     rows = [
-        ("converted", [file for file in converted if not file.remark], False),
-        ("converted after rescue", rescued, False),
-        *((kind, files, True) for kind, files in kinds((file, file.remark) for file in rescued).items()),
-        ("refused", examination.by_state("refused"), False),
-        *((kind, files, True) for kind, files in kinds((f, f.reason) for f in examination.by_state("refused")).items()),
-        ("not converted yet", examination.by_state("new"), False),
-        ("gone from raw_data/", examination.by_state("removed"), False),
-        (
-            "converted, but repeat another's music",
-            [file for group in duplicates(converted) for file in group[1:]],
-            False,
-        ),
-        ("converted, but can't be read any more", [f for f in converted if f.path in examination.lost], False),
+        Verdict("converted", [file for file in converted if not file.remark], is_named=False),
+        *_detailed("converted after rescue", [(file, file.remark) for file in rescued]),
+        *_detailed("refused", [(file, file.reason) for file in refused]),
+        Verdict("not converted yet", examination.by_state("new")),
+        Verdict("gone from raw_data/", examination.by_state("removed")),
+        Verdict("converted, but repeat another's music", [f for group in duplicates(converted) for f in group[1:]]),
+        *_detailed("converted, but can't be read any more", [(file, examination.lost[file.path]) for file in lost]),
     ]
-    return [row for row in rows if row[1]]
+    return [row for row in rows if row.files]
+
+
+def _detailed(name: str, reasons: list[tuple[File, str | None]]) -> list[Verdict]:
+    details = [Verdict(kind, files, is_detail=True) for kind, files in kinds(reasons).items()]
+    return [Verdict(name, [file for file, _ in reasons], is_named=False), *details]
 
 
 def _figures(examination: Examination) -> str:
@@ -140,9 +149,9 @@ def _advice(advice: list[Advice]) -> str:
 
 def _verdicts(examination: Examination) -> str:
     rows = "\n".join(
-        f'<tr><td{" class=detail" if is_detail else ""}>{escape(verdict)}</td><td class="number">{len(files):,}</td>'
-        f'<td class="quiet">{escape(examples(files, NAMES)) if verdict != "converted" else ""}</td></tr>'
-        for verdict, files, is_detail in verdicts(examination)
+        f'<tr><td{" class=detail" if v.is_detail else ""}>{escape(v.name)}</td><td class="number">{len(v.files):,}</td>'
+        f'<td class="quiet">{escape(examples(v.files, NAMES)) if v.is_named else ""}</td></tr>'
+        for v in verdicts(examination)
     )
     return f"<h2>Verdicts</h2>\n<table>\n<tr><th>verdict<th class=number>files<th>for example</tr>\n{rows}\n</table>"
 

@@ -40,9 +40,9 @@ def main(args: Args) -> None:
     page = args.root / "cache" / "doctor.html"
     write_text(page, render(examination, advice, strange, printable(str(args.root.resolve()))))
 
-    for verdict, files, is_detail in verdicts(examination):
-        named = "" if verdict == "converted" else examples(files)
-        print(f"  {'  ' * is_detail + verdict:<44} {len(files):>8,}  {named}".rstrip())
+    for verdict in verdicts(examination):
+        named = examples(verdict.files) if verdict.is_named else ""
+        print(f"  {'  ' * verdict.is_detail + verdict.name:<44} {len(verdict.files):>8,}  {named}".rstrip())
     print("  " + "; ".join(f"{figure} {what}" for figure, what in headline(examination)[2:]))
     print(f"  {basis(examination)}")
     for title, lines in {
