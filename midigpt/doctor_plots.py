@@ -72,7 +72,7 @@ def _svg(plot: Callable[["Figure", Examination], None], examination: Examination
 
 def _inline(svg: str, label: str) -> str:
     """matplotlib's SVG file as an element of a page: no header, no metadata, no ids, CSS colours."""
-    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style .*?</style>", "", svg[svg.index("<svg") :], flags=re.S)
+    svg = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", svg[svg.index("<svg") :], flags=re.S)
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     for stand_in, variable in VARIABLES.items():

@@ -92,6 +92,11 @@ def test_measures_of_one_score() -> None:
     assert np.flatnonzero(music.pitches).tolist() == [40, 60, 64, 67, 72]
 
 
+def test_there_is_no_silence_under_a_long_note() -> None:
+    track = track_from_notes([(0, 4000, 60, 80), (100, 10, 64, 80), (3000, 10, 64, 80)])
+    assert measure(Score(480, (track,))).longest_silence == 0
+
+
 def test_a_grid_is_told_from_free_playing() -> None:
     rng = np.random.default_rng(0)
     played = track_from_notes([(int(tick), 100, 60, 80) for tick in rng.integers(0, 480_000, 1000)])
@@ -244,7 +249,10 @@ def test_shares_and_times_for_people() -> None:
 )
 def test_the_strangest_file_is_the_one_planted(changed: dict[str, object], phrase: str) -> None:
     music = folder(60).music
+    music["0.mid"] = replace(music["0.mid"], pitches=np.zeros(128, np.int64))  # only drums, so of no pitch range
+    music["1.mid"] = replace(music["1.mid"], tempo_bpm=185.0)  # strange, but less so
     music["31.mid"] = replace(music["31.mid"], **changed)  # type: ignore[arg-type]
+    assert "1.mid" in [strange.path for strange in strangest(music)]
     first = strangest(music)[0]
     assert first.path == "31.mid"
     assert any(phrase in why for why in first.why), first
