@@ -23,7 +23,7 @@ body { margin: 0 auto; max-width: 76rem; padding: 1.2rem; background: var(--pape
 h1 { font-size: 1.6rem; line-height: 1.2; margin: .4rem 0; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .7rem; }
 h3 { font-size: 1rem; margin: 0; }
-p { margin: .2rem 0; max-width: 46rem; }
+p { margin: .2rem 0 .5rem; max-width: 46rem; }
 .quiet, small, caption { color: var(--quiet); font-size: .85rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem;
   margin: 1.2rem 0; }
@@ -43,8 +43,10 @@ table { border-collapse: collapse; width: 100%; background: var(--card); border:
 th, td { text-align: left; vertical-align: top; padding: .4rem .7rem; border-top: 1px solid var(--line); }
 th { font-weight: 600; font-size: .85rem; color: var(--quiet); }
 td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.verdicts td:first-child { overflow-wrap: normal; min-width: 8rem; }
 td.detail { padding-left: 1.8rem; }
-@media (max-width: 36rem) { body { padding: .8rem; } th, td { padding: .35rem .5rem; } }
+@media (max-width: 36rem) { body { padding: .8rem; } th, td { padding: .35rem .5rem; }
+  td.detail { padding-left: 1rem; } }
 """
 
 
@@ -153,7 +155,8 @@ def _verdicts(examination: Examination) -> str:
         f'<td class="quiet">{escape(examples(v.files, NAMES)) if v.is_named else ""}</td></tr>'
         for v in verdicts(examination)
     )
-    return f"<h2>Verdicts</h2>\n<table>\n<tr><th>verdict<th class=number>files<th>for example</tr>\n{rows}\n</table>"
+    head = "<tr><th>verdict<th class=number>files<th>for example</tr>"
+    return f"<h2>Verdicts</h2>\n<table class=verdicts>\n{head}\n{rows}\n</table>"
 
 
 def _plots(examination: Examination) -> str:
