@@ -7,7 +7,7 @@ WORK = --root "$(ROOT)" $(ARGS)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup index dataset tokenizer train-bin train sample demo test clean
+.PHONY: help setup index dataset doctor tokenizer train-bin train sample demo test clean
 
 help:
 	@echo 'make demo         the whole way on 100 Bach chorales, in minutes: start here'
@@ -16,6 +16,7 @@ help:
 	@echo 'Your own music: put MIDI files into raw_data/ (subfolders are fine), then'
 	@echo 'make index        list the MIDI files'
 	@echo 'make dataset      convert them to text, one document a track (dataset-100: 100 files more)'
+	@echo 'make doctor       what is in the folder and what to do about it: cache/doctor.html'
 	@echo 'make tokenizer    learn the tokenizer                 ARGS="--vocab-size 4096"'
 	@echo 'make train-bin    pack the tokens                     ARGS="--val-fraction 0.05"'
 	@echo 'make train        train; Ctrl-C saves, again goes on  ARGS="--run NAME --max-steps 2000"'
@@ -42,7 +43,7 @@ help:
 
 setup: .venv/setup
 
-index dataset tokenizer train: .venv/setup
+index dataset doctor tokenizer train: .venv/setup
 	@$(RUN) scripts/$@.py $(WORK)
 
 dataset-%: .venv/setup

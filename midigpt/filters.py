@@ -5,29 +5,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from midigpt.files import UserError
+from midigpt.general_midi import FAMILIES
 from midigpt.language import normalise
 from midigpt.score import Score, Track
 
-# General MIDI Level 1: each family has eight programs.
-FAMILIES = (
-    "piano",
-    "chromatic-percussion",
-    "organ",
-    "guitar",
-    "bass",
-    "strings",
-    "ensemble",
-    "brass",
-    "reed",
-    "pipe",
-    "synth-lead",
-    "synth-pad",
-    "synth-effects",
-    "ethnic",
-    "percussive",
-    "sound-effects",
-)
 DRUMS = "drums"
+_FAMILIES = [family.replace(" ", "-") for family in FAMILIES]
 
 
 class FilteredError(ValueError):
@@ -47,9 +30,9 @@ class Filters:
     def __post_init__(self) -> None:
         """Raises UserError for an instrument that does not exist."""
         for word in self.instruments.split(",") if self.instruments else []:
-            if word not in (*FAMILIES, DRUMS) and not (word.isdecimal() and int(word) < 128):
+            if word not in (*_FAMILIES, DRUMS) and not (word.isdecimal() and int(word) < 128):
                 raise UserError(
-                    f"--instruments {word!r} is no General MIDI family ({', '.join(FAMILIES)}, {DRUMS}) and no program"
+                    f"--instruments {word!r} is no General MIDI family ({', '.join(_FAMILIES)}, {DRUMS}) and no program"
                     " (0..127)"
                 )
 
@@ -81,7 +64,7 @@ class Filters:
             return False
         if not self.instruments:
             return True
-        names = {DRUMS} if track.is_drum else {FAMILIES[track.program // 8], str(track.program)}
+        names = {DRUMS} if track.is_drum else {_FAMILIES[track.program // 8], str(track.program)}
         return not names.isdisjoint(self.instruments.split(","))
 
 

@@ -19,7 +19,7 @@ from midigpt.files import UserError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-AHEAD = 2  # tasks a worker holds, so that it never waits for the next one
+AHEAD = 4  # tasks a worker holds, so that it never waits for the next one
 
 
 @dataclass(frozen=True)

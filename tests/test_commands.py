@@ -51,6 +51,7 @@ def test_every_step_has_a_make_target_that_calls_its_script() -> None:
     for target, script in {
         "index": "scripts/index.py",
         "dataset-7": "scripts/dataset.py --limit 7",
+        "doctor": "scripts/doctor.py",
         "tokenizer": "scripts/tokenizer.py",
         "train-bin": "scripts/train_bin.py",
         "train": "scripts/train.py",

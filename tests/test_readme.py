@@ -20,7 +20,7 @@ def test_the_python_commands_do_what_they_say(tmp_path: Path, monkeypatch: pytes
     make_songs(Path("raw_data"), 40)
     write_midi(melody(3), Path("song.mid"))
     commands = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         line, _, target = command.partition(" > ")
         _, script, *flags = shlex.split(line)
