@@ -1,6 +1,6 @@
 """Which files hold the same music: also in another key, at another tempo, shortened, or without one of its parts.
 
-A file's melodic intervals, eight at a time, are hashed, and the smallest hashes are kept as its print. Because all
+A file's melodic intervals, seven at a time, are hashed, and the smallest hashes are kept as its print. Because all
 files keep the smallest, two prints show what share of the one file's music is in the other (bottom-k sketches:
 Broder, "On the resemblance and containment of documents", 1997; Thorup, "Bottom-k and priority sampling", 2013).
 """
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from midigpt.score import IntArray
+from midigpt.score import IntArray, Score
 
 Print = NDArray[np.uint32]
 
@@ -19,7 +19,8 @@ PRINT_GRAMS = 128  # hashes kept of a file
 MIN_SHARED = 8  # prints with fewer grams in common are never joined
 COMMON = 200  # a gram that more different songs than this share says nothing
 
-_GRAM = 8  # intervals to a gram: the bytes of a 64-bit number
+_GRAM = 7  # intervals to a gram; as bytes they fit into a 64-bit number
+_GRAM_MASK = np.uint64(2 ** (8 * _GRAM) - 1)
 _CHORD_GAP = 1  # grid steps; notes no further apart are one chord, which people play a little spread
 _ABSENT = np.uint32(2**32 - 1)  # fills prints with fewer grams; a gram of this very hash is lost
 _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)  # odd, half of the bits set
@@ -31,7 +32,7 @@ def grams(part: IntArray, onset: IntArray, pitch: IntArray) -> Print:
     """The print of a file: the PRINT_GRAMS smallest hashes of its grams, ascending, distinct; all where it has fewer.
 
     The arrays, shape (N,), are all notes that are no drums, ordered by part, then onset (grid steps), then pitch.
-    A gram is eight successive intervals of one part's upper line (the highest note of each chord), repeated notes
+    A gram is seven successive intervals of one part's upper line (the highest note of each chord), repeated notes
     counting once. So it is the same in every key and tempo and in whatever order a file has its parts. Patterns
     that repeat after up to four intervals are left out: trills, alternating chords and arpeggios are in all music.
 
@@ -48,14 +49,25 @@ def grams(part: IntArray, onset: IntArray, pitch: IntArray) -> Print:
     count = len(kept) - _GRAM + 1
     if count <= 0:
         return np.empty(0, np.uint32)
-    line = interval[kept].astype(np.int8)
-    gram = np.ndarray((count,), "<u8", line.data, strides=(1,)).astype(np.uint64)  # line[i : i + 8] as one number
+    line = np.append(interval[kept].astype(np.int8), np.int8(0))  # eight bytes are read at the last gram, too
+    gram = np.ndarray((count,), "<u8", line.data, strides=(1,)) & _GRAM_MASK  # line[i : i + 7] as one number
 
-    is_kept = gram.astype(np.uint32) != gram >> np.uint64(32)  # repeats after four (two, one)
-    is_kept &= (gram ^ gram >> np.uint64(24)) << np.uint64(24) != 0  # after three
+    is_kept = np.ones(count, bool)
+    for period in (3, 4):  # and so 1 and 2
+        bits = np.uint64(8 * period)
+        is_kept &= (gram ^ gram >> bits) & (_GRAM_MASK >> bits) != 0
     across = np.flatnonzero(is_new_part[kept])[:, None] - np.arange(_GRAM)  # grams that run from part to part
     is_kept[across[(across >= 0) & (across < count)]] = False
     return _smallest(_hash(gram[is_kept]))
+
+
+def score_print(score: Score) -> Print:
+    """The print of a score in normal form (midigpt.language.normalise)."""
+    tracks = [track for track in score.tracks if not track.is_drum and len(track)]
+    if not tracks:
+        return np.empty(0, np.uint32)
+    part = np.repeat(np.arange(len(tracks)), [len(track) for track in tracks])
+    return grams(part, np.concatenate([t.onset for t in tracks]), np.concatenate([t.pitch for t in tracks]))
 
 
 def _hash(gram: NDArray[np.uint64]) -> Print:
