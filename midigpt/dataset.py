@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from midigpt import executors
 from midigpt.convert import UNREADABLE, Chunk, Job, Outcome, Result, convert_chunk
-from midigpt.duplicates import clusters
+from midigpt.duplicates import Print, clusters, share_within
 from midigpt.executors import Executor
 from midigpt.files import UserError, printable
 from midigpt.filters import Filters
@@ -37,6 +37,7 @@ Dedupe = Literal["off", "exact", "music"]
 
 CHUNK_FILES = 16  # to a task, where each document is a file
 SHARD_FILES = 500  # to a shard, which is a task
+DUPLICATE_SHARE = 0.5  # of a file's music that must be in another for it to be left out
 CRASHED = "crashed the reader"  # as the reason of a refusal; it may pass
 COMMIT_SECONDS = 1.0  # outcomes younger than this are lost by a kill, and made again
 MANIFEST = "manifest.json"
@@ -73,7 +74,10 @@ class Summary:
     songs: int  # clusters of files with the same music
 
 
-def make_dataset(root: Path, options: Options) -> Summary:
+DEFAULT = Options()
+
+
+def make_dataset(root: Path, options: Options = DEFAULT) -> Summary:
     """Convert what the index lists as new, drop the documents of files that are gone, and mark the duplicates."""
     with closing(open_index(root)) as index:
         data, is_sharded = _place(index, root, options)
@@ -299,31 +303,47 @@ def _record(index: sqlite3.Connection, recipe: str, chunk: Chunk, result: Result
 
 
 def _mark_duplicates(index: sqlite3.Connection, dedupe: Dedupe) -> None:
-    """Name the song of every file, and the file that is used in place of each duplicate: the one with most notes.
+    """Name the song of every file, and the file that is used in place of each duplicate.
 
-    All files with the same music are one song, whether or not duplicates are left out: so they are on one side of
-    every split.
+    All files with some of the same music are one song, whether or not duplicates are left out: so they are on one
+    side of every split. A duplicate is a file most of which is in another that is kept, which has at least as
+    many notes; so an arrangement of its own stays, and no music is lost.
     """
-    rows = index.execute(
-        "SELECT name, notes, exact, music, grams FROM files JOIN prints USING (name) WHERE state = 'converted'"
-        " ORDER BY name"
-    ).fetchall()
-    same_music = clusters([np.frombuffer(row[4], np.uint32) for row in rows]).label.tolist()
-    song_of = _joined([row[3] for row in rows], same_music)
-    exact_of = [row[2] for row in rows]
-    group_of = {"off": list(range(len(rows))), "exact": exact_of, "music": song_of}[dedupe]
-    kept: dict[object, tuple[int, str]] = {}  # by group: (minus its notes, name) of the one with most notes
-    names: dict[object, str] = {}  # by song
-    for (name, notes, _, music, _), song, group in zip(rows, song_of, group_of, strict=True):
-        kept[group] = min(kept.get(group, (0, "")), (-notes, name))
-        names[song] = min(names.get(song, music), music)
-    marks = [
-        (names[song], None if kept[group][1] == row[0] else kept[group][1], row[0])
-        for row, song, group in zip(rows, song_of, group_of, strict=True)
-    ]
+    query = "SELECT name, notes, exact, music, grams FROM files JOIN prints USING (name) WHERE state = 'converted'"
+    files = [_Music(*row, np.frombuffer(grams, np.uint32)) for *row, grams in index.execute(f"{query} ORDER BY name")]
+    songs: dict[int, list[_Music]] = {}
+    same_music = clusters([file.grams for file in files]).label.tolist()
+    for file, label in zip(files, _joined([file.music for file in files], same_music), strict=True):
+        songs.setdefault(label, []).append(file)
+    marks = []
+    for song in songs.values():
+        name = min(file.music for file in song)
+        kept: list[_Music] = []
+        for file in sorted(song, key=lambda file: (-file.notes, file.name)):
+            original = next((other.name for other in kept if _is_duplicate(file, other, dedupe)), None)
+            if original is None:
+                kept.append(file)
+            marks.append((name, original, file.name))
     with index:
         index.executemany("UPDATE files SET song = ?, duplicate_of = ? WHERE name = ?", marks)
         set_setting(index, "dedupe", dedupe)
+
+
+@dataclass(frozen=True)
+class _Music:
+    """What tells a converted file's music from another's."""
+
+    name: str
+    notes: int
+    exact: str
+    music: str
+    grams: Print
+
+
+def _is_duplicate(file: _Music, original: _Music, dedupe: Dedupe) -> bool:
+    if dedupe == "music":
+        return file.music == original.music or share_within(file.grams, original.grams) >= DUPLICATE_SHARE
+    return dedupe == "exact" and file.exact == original.exact
 
 
 def _joined(keys: Sequence[str], labels: Sequence[int]) -> list[int]:

@@ -82,6 +82,14 @@ def _smallest(hashes: Print) -> Print:
     return hashes[_is_first(hashes)][:PRINT_GRAMS]
 
 
+def share_within(one: Print, other: Print) -> float:
+    """How much of one file's music is in the other's, 0..1, by their prints; 0 where they are too small to tell."""
+    limit = min((int(p[-1]) for p in (one, other) if len(p) == PRINT_GRAMS), default=int(_ABSENT))
+    one = one[one <= limit]
+    shared = len(np.intersect1d(one, other, assume_unique=True))
+    return shared / len(one) if shared >= MIN_SHARED else 0.0
+
+
 @dataclass(frozen=True)
 class Clusters:
     """Files grouped by their music."""

@@ -98,9 +98,10 @@ def open_index(root: Path, create: bool = False) -> sqlite3.Connection:
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(path)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version != _VERSION and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-            raise UserError(f"{path} was made by another version of midigpt; {again}")
-        connection.executescript(_SCHEMA)
+        if version != _VERSION:
+            if connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+                raise UserError(f"{path} was made by another version of midigpt; {again}")
+            connection.executescript(_SCHEMA)
     except sqlite3.OperationalError as error:
         raise UserError(f"{path} can't be used ({error}); is another run at work there?") from None
     except sqlite3.DatabaseError as error:

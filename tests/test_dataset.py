@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from midigpt.dataset import make_dataset
+from midigpt.dataset import Options, make_dataset
+from midigpt.executors import Executor
 from midigpt.files import UserError
 from midigpt.index import index_files
 from midigpt.language import decode, encode, read_header
@@ -22,9 +23,10 @@ from midigpt.tokenizer import learn_tokenizer
 from tests.conftest import PROJECT, SPLIT, documents, make_songs, melody, ok, refusal, run_script
 
 
-def verdicts(root: Path) -> dict[str, tuple[str, str | None]]:
-    rows = sqlite3.connect(root / "cache" / "index.sqlite").execute("SELECT path, state, reason FROM files")
-    return {os.fsdecode(path): (state, reason) for path, state, reason in rows}
+def verdicts(root: Path) -> dict[str, tuple[str, str | None, str | None]]:
+    """By path: state, reason, remark."""
+    rows = sqlite3.connect(root / "cache" / "index.sqlite").execute("SELECT path, state, reason, remark FROM files")
+    return {os.fsdecode(path): (state, reason, remark) for path, state, reason, remark in rows}
 
 
 # --- index -----------------------------------------------------------------------------------------------
@@ -144,11 +146,12 @@ def test_one_bad_file_costs_only_itself(tmp_path: Path) -> None:
     (tmp_path / "raw_data" / "cut.mid").write_bytes(good[:-20])
     index_files(tmp_path)
     out = ok(run_script("scripts/dataset.py", "--root", tmp_path))
-    assert "refused 1: is not a MIDI file: text.mid" in out and "3 files converted" in out
-    assert verdicts(tmp_path)["text.mid"] == ("refused", "is not a MIDI file (it has no MThd header)")
-    assert "truncated" in str(verdicts(tmp_path)["cut.mid"][1])
+    assert "refused 1: is not a MIDI file: text.mid" in out and "4 files converted" in out
+    assert "saved 1 damaged files" in out
+    assert verdicts(tmp_path)["text.mid"] == ("refused", "is not a MIDI file (it has no MThd header)", None)
+    assert "is cut off (20 bytes are missing)" in str(verdicts(tmp_path)["cut.mid"])
     again = ok(run_script("scripts/dataset.py", "--root", tmp_path))
-    assert "0 files converted" in again and "in all 3 files in 3 documents" in again and "2 refused" in again
+    assert "0 files converted" in again and "in all 4 files in 4 documents" in again and "1 refused" in again
 
 
 def test_nothing_but_bad_files_is_a_failure(tmp_path: Path) -> None:
@@ -162,7 +165,7 @@ def test_nothing_but_bad_files_is_a_failure(tmp_path: Path) -> None:
 def test_dataset_n_converts_n_more(tmp_path: Path) -> None:
     make_songs(tmp_path / "raw_data", 5)
     index_files(tmp_path)
-    assert [make_dataset(tmp_path, limit=2).left for _ in range(3)] == [3, 1, 0]
+    assert [make_dataset(tmp_path, Options(limit=2)).left for _ in range(3)] == [3, 1, 0]
     assert len(documents(tmp_path)) == 5
 
 
@@ -174,7 +177,7 @@ def test_deleted_documents_and_another_language_are_made_anew(tmp_path: Path) ->
     (tmp_path / "data" / "song01_1.txt").unlink()
     assert make_dataset(tmp_path).converted == 1
     with sqlite3.connect(tmp_path / "cache" / "index.sqlite") as index:
-        index.execute("UPDATE files SET language = 'an older one'")
+        index.execute("UPDATE files SET recipe = 'an older one'")
     (tmp_path / "data" / "song01_1.txt").write_text("an older document")
     with pytest.raises(UserError, match="make dataset"):
         learn_tokenizer(tmp_path, 80, SPLIT)
@@ -216,10 +219,10 @@ def test_every_hostile_file_has_a_verdict_and_good_ones_are_untouched(
     (tmp_path / "raw_data" / "hostile").symlink_to(corpus("hostile"))
     make_songs(tmp_path / "raw_data" / "good", 5)
     index_files(tmp_path)
-    summary = make_dataset(tmp_path, processes=2)
+    summary = make_dataset(tmp_path, Options(executor=Executor(workers=2)))
     states = verdicts(tmp_path)
-    assert {state for state, _ in states.values()} == {"converted", "refused"}
-    assert all(states[f"good/song{number:02d}.mid"] == ("converted", None) for number in range(5))
-    assert summary.converted > 100 and len(summary.refused) > 50
+    assert {state for state, *_ in states.values()} == {"converted", "refused"}
+    assert all(states[f"good/song{number:02d}.mid"] == ("converted", None, None) for number in range(5))
+    assert summary.converted > 155 and summary.rescued > 35 and len(summary.refused) > 30
     for name, text in documents(tmp_path).items():
         assert [document.text for document in encode(decode([text]))] == [text], name
