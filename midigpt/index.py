@@ -197,15 +197,29 @@ def _storable(path: str) -> str | bytes:
     return path
 
 
-def songs(root: Path) -> list[Song]:
-    """All converted files, in name order. Raises UserError where there is none, or some in another language."""
+def songs(root: Path) -> Iterator[Song]:
+    """All converted files, in name order, a few at a time: the list of all is never in memory, nor the index locked.
+
+    Raises UserError where there is none, or some in another language.
+    """
     with closing(open_index(root)) as connection:
-        rows = connection.execute(
-            "SELECT name, fingerprint, tracks, language FROM files WHERE state = 'converted' ORDER BY name"
-        ).fetchall()
-    if not rows:
-        raise UserError(f"{root / 'data'} holds no documents yet; make them with: {make(root, 'dataset')}")
-    if any(language != LANGUAGE for *_, language in rows):
-        again = make(root, "dataset")
-        raise UserError(f"{root / 'data'} is in an older language than {LANGUAGE!r}; make it anew with: {again}")
-    return [Song(name, fingerprint, tracks) for name, fingerprint, tracks, _ in rows]
+        converted = "SELECT 1 FROM files WHERE state = 'converted'"
+        if not connection.execute(converted).fetchone():
+            raise UserError(f"{root / 'data'} holds no documents yet; make them with: {make(root, 'dataset')}")
+        if connection.execute(f"{converted} AND language IS NOT ?", (LANGUAGE,)).fetchone():
+            again = make(root, "dataset")
+            raise UserError(f"{root / 'data'} is in an older language than {LANGUAGE!r}; make it anew with: {again}")
+        # "+" keeps SQLite from looking rows up by state: it would have to sort all of them for every page.
+        page = "SELECT name, fingerprint, tracks FROM files WHERE +state = 'converted' AND name >= ?"
+        first = ""
+        while rows := connection.execute(f"{page} ORDER BY name LIMIT 1000", (first,)).fetchall():
+            yield from (Song(*row) for row in rows)
+            first = rows[-1][0] + "\0"  # the next text after it
+
+
+def totals(root: Path, most_notes: int) -> tuple[int, int]:
+    """How many converted files there are, and how many notes in them, of which a file counts `most_notes` at most."""
+    with closing(open_index(root)) as connection:
+        count = "SELECT count(*), coalesce(sum(min(notes, ?)), 0) FROM files WHERE state = 'converted'"
+        (row,) = connection.execute(count, (most_notes,))
+    return row[0], row[1]
