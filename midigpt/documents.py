@@ -38,7 +38,8 @@ class Split:
 def read_songs(root: Path, chosen: Iterable[Song]) -> Iterator[tuple[Song, list[str]]]:
     """The texts of songs, song by song in the order given, of each song in the order of its tracks.
 
-    Every line of a text ends in a newline, also its last. Raises UserError where a document is gone or in no language of ours.
+    Every line of a text ends in a newline, also its last. Raises UserError where a document is gone or in no
+    language of ours.
     """
     for song in chosen:
         names = (f"{song.name}_{number}.txt" for number in range(1, song.tracks + 1))

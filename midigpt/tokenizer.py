@@ -3,7 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import count, islice
+from itertools import compress, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,9 @@ class LineEncoder:
 
     def __init__(self, tokenizer: Tokenizer, remembered: int = REMEMBERED) -> None:
         self._tokenizer, self._remembered = tokenizer, remembered
-        vocabulary = (tokenizer.id_to_token(number) for number in range(tokenizer.get_vocab_size()))
-        self._is_end = np.array([token.endswith("\n") or token == START for token in vocabulary])
+        self._is_end = np.zeros(tokenizer.get_vocab_size(), bool)  # of a line
+        for token, number in tokenizer.get_vocab().items():
+            self._is_end[number] = token == START or token.endswith("\n")
         self._number: dict[str, int] = defaultdict(count().__next__)  # of a line; new lines get the next one
         self._tokens = np.empty(0, DTYPE)  # of all lines remembered, end to end
         self._ends = np.zeros(1, np.int64)  # line n has the tokens [ends[n], ends[n + 1])
@@ -173,12 +174,13 @@ class LineEncoder:
     def _forget(self) -> None:
         lengths = np.diff(self._ends)
         order = np.argsort(-self._uses, kind="stable")
-        kept = np.sort(order[np.cumsum(lengths[order]) <= self._remembered // 2])
-        lines = list(self._number)
-        self._number = defaultdict(count(len(kept)).__next__, ((lines[n], at) for at, n in enumerate(kept.tolist())))
-        self._tokens = self._tokens[_ranges(self._ends[kept], lengths[kept])]
-        self._ends = np.append(0, np.cumsum(lengths[kept]))
-        self._uses = self._uses[kept] // 2
+        is_kept = np.zeros(len(lengths), bool)
+        is_kept[order[np.cumsum(lengths[order]) <= self._remembered // 2]] = True
+        lines = compress(self._number, is_kept.tolist())
+        self._number = defaultdict(count(int(is_kept.sum())).__next__, zip(lines, count()))
+        self._tokens = self._tokens[np.repeat(is_kept, lengths)]
+        self._ends = np.append(0, np.cumsum(lengths[is_kept]))
+        self._uses = self._uses[is_kept] // 2
 
 
 def _ranges(begin: IntArray, length: IntArray) -> IntArray:
