@@ -63,7 +63,7 @@ def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenize
 
     def texts() -> Iterator[str]:
         nonlocal read
-        for text in _sample(root, split):
+        for text in sample_documents(root, split):
             read += 1
             yield text
 
@@ -83,7 +83,7 @@ def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenize
     return tokenizer, read
 
 
-def _sample(root: Path, split: Split) -> Iterator[str]:
+def sample_documents(root: Path, split: Split) -> Iterator[str]:
     """Documents of training songs with about SAMPLE_NOTES notes, or of all of them if they have fewer.
 
     Whether a song is drawn depends on its music, the seed and the notes in the index: the same songs under
