@@ -310,7 +310,8 @@ def _mark_duplicates(index: sqlite3.Connection, dedupe: Dedupe) -> None:
     many notes; so an arrangement of its own stays, and no music is lost.
     """
     query = "SELECT name, notes, exact, music, grams FROM files JOIN prints USING (name) WHERE state = 'converted'"
-    files = [_Music(*row, np.frombuffer(grams, np.uint32)) for *row, grams in index.execute(f"{query} ORDER BY name")]
+    rows = index.execute(f"{query} ORDER BY name").fetchall()
+    files = [_Music(*row[:4], np.frombuffer(row[4], np.uint32)) for row in rows]
     songs: dict[int, list[_Music]] = {}
     same_music = clusters([file.grams for file in files]).label.tolist()
     for file, label in zip(files, _joined([file.music for file in files], same_music), strict=True):

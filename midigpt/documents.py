@@ -35,15 +35,18 @@ class Split:
         return is_drawn(f"{self.seed} {song.fingerprint}", self.val_fraction)
 
 
-def document_paths(root: Path, chosen: Iterable[Song]) -> Iterator[Path]:
-    """The documents of songs, in name order, tracks in file order."""
+def read_songs(root: Path, chosen: Iterable[Song]) -> Iterator[tuple[Song, list[str]]]:
+    """The texts of songs, song by song in the order given, of each song in the order of its tracks.
+
+    Every line of a text ends in a newline, also its last. Raises UserError where a document is gone or in no
+    language of ours.
+    """
     for song in chosen:
-        for number in range(1, song.tracks + 1):
-            yield root / "data" / f"{song.name}_{number}.txt"
+        names = (f"{song.name}_{number}.txt" for number in range(1, song.tracks + 1))
+        yield song, [_read_document(root / "data" / name) for name in names]
 
 
-def read_document(path: Path) -> str:
-    """Raises UserError where it is gone or in no language of ours."""
+def _read_document(path: Path) -> str:
     try:
         text = path.read_text(encoding="ascii")
         check_document(text)
@@ -51,4 +54,4 @@ def read_document(path: Path) -> str:
         raise UserError(f"{path} is missing; make it again with: make dataset") from None
     except (UnicodeDecodeError, LanguageError) as error:
         raise UserError(f"{path} is no document ({error}); delete it and make it again with: make dataset") from None
-    return text
+    return text + "\n" if text and text[-1] != "\n" else text  # as an editor may leave it

@@ -76,6 +76,8 @@ CREATE TABLE IF NOT EXISTS shards (
 CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL);
 PRAGMA user_version = {_VERSION};
 """
+# Of files: those to be learned from. "+" keeps SQLite from looking them up by state, which would need sorting.
+_USED = "+state = 'converted' AND duplicate_of IS NULL"
 
 
 @dataclass(frozen=True)
@@ -233,22 +235,34 @@ def _storable(path: str) -> str | bytes:
 
 
 def songs(root: Path) -> Iterator[Song]:
-    """The converted files that are to be learned from, in name order (in shards: by shard, then name).
+    """The converted files that are to be learned from, in name order (of shards: by shard, then name).
 
-    Raises UserError where there is none, or some in another language.
+    They come a few at a time: the list of all is never in memory. Raises UserError where there is none, or some
+    in another language.
     """
     with closing(open_index(root)) as connection:
         data = data_folder(connection, root, "data")
-        if not connection.execute("SELECT 1 FROM files WHERE state = 'converted'").fetchone():
+        converted = "SELECT 1 FROM files WHERE state = 'converted'"
+        if not connection.execute(converted).fetchone():
             raise UserError(f"{data} holds no documents yet; make them with: {make(root, 'dataset')}")
-        query = "SELECT recipe FROM files WHERE state = 'converted' AND recipe != ? AND recipe NOT LIKE ?"
-        if connection.execute(query, (LANGUAGE, f"{LANGUAGE} %")).fetchone():
+        other = f"{converted} AND recipe != ? AND recipe NOT LIKE ?"
+        if connection.execute(other, (LANGUAGE, f"{LANGUAGE} %")).fetchone():
             again = make(root, "dataset")
             raise UserError(f"{data} is in an older language than {LANGUAGE!r}; make it anew with: {again}")
-        yield from (
-            Song(*row)
-            for row in connection.execute(
-                "SELECT name, coalesce(song, music), tracks, shard FROM files"
-                " WHERE state = 'converted' AND duplicate_of IS NULL ORDER BY shard, name"
-            )
-        )
+        columns = f"SELECT name, coalesce(song, music), tracks, shard FROM files WHERE {_USED}"
+        first = ""
+        page = f"{columns} AND +shard IS NULL AND name >= ? ORDER BY name LIMIT 1000"
+        while rows := connection.execute(page, (first,)).fetchall():
+            yield from (Song(*row) for row in rows)
+            first = rows[-1][0] + "\0"  # the next text after it
+        for (shard,) in connection.execute("SELECT number FROM shards ORDER BY number").fetchall():
+            rows = connection.execute(f"{columns} AND shard = ? ORDER BY name", (shard,)).fetchall()
+            yield from (Song(*row) for row in rows)
+
+
+def totals(root: Path, most_notes: int) -> tuple[int, int]:
+    """How many songs there are, and how many notes in them, of which a song counts `most_notes` at most."""
+    with closing(open_index(root)) as connection:
+        count = f"SELECT count(*), coalesce(sum(min(notes, ?)), 0) FROM files WHERE {_USED}"
+        (row,) = connection.execute(count, (most_notes,))
+    return row[0], row[1]

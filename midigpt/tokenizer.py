@@ -1,23 +1,33 @@
 """Documents <-> tokens: byte-pair encoding in which no token crosses an event."""
 
 import hashlib
-import random
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import compress, count, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
-from midigpt.documents import Split, document_paths, read_document
+from midigpt.documents import Split, is_drawn, read_songs
 from midigpt.files import UserError, make, read_json, replacing, write_json
-from midigpt.index import songs
-from midigpt.language import ALPHABET, LANGUAGE
+from midigpt.index import songs, totals
+from midigpt.language import ALPHABET, LANGUAGE, split_header
+from midigpt.score import IntArray
+
+Tokens = NDArray[np.uint16]
+DTYPE = np.dtype("<u2")  # of train.bin and of tokens on the way there
 
 START = "<|start|>"  # the one special token: a document begins, and so the one before it has ended
 START_ID = 0
 MAX_VOCAB_SIZE = 1 << 16  # train.bin holds two bytes a token
-SAMPLE_LINES = 2_000_000  # BPE learns from at most about this many lines
+SAMPLE_NOTES = 3_000_000  # BPE learns from about this many notes at most: so many take it 800 MB
+SONG_NOTES = 30_000  # of them from one song
+LINES_AT_ONCE = 1 << 16  # are encoded
+REMEMBERED = 1 << 21  # tokens of lines that LineEncoder knows: half a million lines, 120 MB
 
 # A line is one piece; so is each field of the header (with the space before it), its "#" and its newline.
 _PIECES = r" [^ \n]*|[^ \n]+\n?|\n"
@@ -42,34 +52,25 @@ def new_tokenizer(vocab_size: int) -> tuple[Tokenizer, trainers.BpeTrainer]:
 def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenizer, int]:
     """Learn BPE from the training songs; writes cache/tokenizer.json and what it was learned from beside it.
 
-    Returns the tokenizer and the number of documents read. Where there are more than SAMPLE_LINES lines,
-    documents are drawn in an order that the seed gives until that many are seen. Raises UserError where
-    there is nothing to learn from or the size can't be.
+    Returns the tokenizer and the number of documents read. Where there are more than SAMPLE_NOTES notes, songs
+    are drawn by a hash of their music. Raises UserError where there is nothing to learn from or the size
+    can't be.
     """
     smallest = len(ALPHABET) + 1
     if not smallest <= vocab_size <= MAX_VOCAB_SIZE:
         raise UserError(f"--vocab-size {vocab_size} is not in {smallest}..{MAX_VOCAB_SIZE}; 4096 is usual")
-    training = [song for song in songs(root) if not split.is_val(song)]
-    if not training:
-        raise UserError(f"all songs are held out; ask for less than --val-fraction {split.val_fraction}")
-    paths = list(document_paths(root, training))
-    random.Random(split.seed).shuffle(paths)
-
-    tokenizer, trainer = new_tokenizer(vocab_size)
     read = 0
 
     def texts() -> Iterator[str]:
         nonlocal read
-        lines = 0
-        for path in tqdm(paths, desc="tokenizer", unit="document", disable=None):
-            if lines >= SAMPLE_LINES:
-                break
-            text = read_document(path)
-            lines += text.count("\n")
+        for text in sample_documents(root, split):
             read += 1
             yield text
 
+    tokenizer, trainer = new_tokenizer(vocab_size)
     tokenizer.train_from_iterator(texts(), trainer)
+    if not read:
+        raise UserError(f"all songs are held out; ask for less than --val-fraction {split.val_fraction}")
     path = tokenizer_path(root)
     meta = path.with_suffix(".meta.json")
     with replacing(path) as temporary:
@@ -80,6 +81,25 @@ def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenize
         {"language": LANGUAGE, "sha256": file_sha256(path), "val_fraction": split.val_fraction, "seed": split.seed},
     )
     return tokenizer, read
+
+
+def sample_documents(root: Path, split: Split) -> Iterator[str]:
+    """Documents of training songs with about SAMPLE_NOTES notes, or of all of them if they have fewer.
+
+    Whether a song is drawn depends on its music, the seed and the notes in the index: the same songs under
+    other names give the same sample. Of a song with more than SONG_NOTES notes every second line is read, or
+    every third, and so on, for BPE looks at no line's neighbours.
+    """
+    count_songs, notes = totals(root, SONG_NOTES)
+    fraction = SAMPLE_NOTES / max(notes, SAMPLE_NOTES)
+    everything = tqdm(songs(root), desc="tokenizer", total=count_songs, unit="song", disable=None)
+    training = (song for song in everything if not split.is_val(song))
+    drawn = (song for song in training if is_drawn(f"{split.seed} tokenizer {song.fingerprint}", fraction))
+    for _, texts in read_songs(root, drawn):
+        step = -(-sum(text.count("|") for text in texts) // SONG_NOTES)
+        for text in texts:
+            header, body = split_header(text)
+            yield text if step <= 1 else header + "".join(body.splitlines(keepends=True)[::step])
 
 
 def tokenizer_path(root: Path) -> Path:
@@ -99,3 +119,70 @@ def load_tokenizer(root: Path) -> tuple[Tokenizer, dict[str, Any]]:
     if meta["language"] != LANGUAGE or meta["sha256"] != file_sha256(path):
         raise UserError(f"{path} is not of the language {LANGUAGE!r}; run: {make(root, 'dataset', 'tokenizer')}")
     return Tokenizer.from_file(str(path)), meta
+
+
+# --- encoding --------------------------------------------------------------------------------------------
+
+
+class LineEncoder:
+    """Lines -> tokens. Lines repeat, so each is encoded once, for as long as it is remembered.
+
+    No token crosses a line, so a document's tokens are those of its lines end to end. What is remembered has
+    at most `remembered` tokens after each call; when it is more, the half that was most in use lately stays.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, remembered: int = REMEMBERED) -> None:
+        self._tokenizer, self._remembered = tokenizer, remembered
+        self._is_end = np.zeros(tokenizer.get_vocab_size(), bool)  # of a line
+        for token, number in tokenizer.get_vocab().items():
+            self._is_end[number] = token == START or token.endswith("\n")
+        self._number: dict[str, int] = defaultdict(count().__next__)  # of a line; new lines get the next one
+        self._tokens = np.empty(0, DTYPE)  # of all lines remembered, end to end
+        self._ends = np.zeros(1, np.int64)  # line n has the tokens [ends[n], ends[n + 1])
+        self._uses = np.empty(0, np.int64)  # of each line, of late
+
+    def __call__(self, lines: Sequence[str]) -> tuple[Tokens, IntArray]:
+        """The tokens of lines, end to end, (N,), and how many each line has, (L,). START counts as a line.
+
+        Every other line must end in a newline, and have no other.
+        """
+        parts = [self._encode(lines[at : at + LINES_AT_ONCE]) for at in range(0, len(lines), LINES_AT_ONCE)]
+        tokens, lengths = zip((np.empty(0, DTYPE), np.empty(0, np.int64)), *parts, strict=True)
+        return np.concatenate(tokens), np.concatenate(lengths)
+
+    def _encode(self, lines: Sequence[str]) -> tuple[Tokens, IntArray]:
+        known = len(self._number)
+        number = np.fromiter(map(self._number.__getitem__, lines), np.int64, len(lines))
+        if new := len(self._number) - known:
+            self._learn(list(islice(reversed(self._number), new))[::-1])
+        self._uses += np.bincount(number, minlength=len(self._uses))
+        begin, end = self._ends[number], self._ends[number + 1]
+        tokens, lengths = self._tokens[_ranges(begin, end - begin)], end - begin
+        if len(self._tokens) > self._remembered:
+            self._forget()
+        return tokens, lengths
+
+    def _learn(self, lines: list[str]) -> None:
+        """Encode new lines: many as one text, which costs half as much as each by itself."""
+        texts = ["".join(lines[at : at + 1000]) for at in range(0, len(lines), 1000)]
+        encoded = [np.array(encoding.ids, DTYPE) for encoding in self._tokenizer.encode_batch_fast(texts)]
+        tokens = np.concatenate(encoded)
+        self._ends = np.append(self._ends, len(self._tokens) + 1 + np.flatnonzero(self._is_end[tokens]))
+        self._tokens = np.append(self._tokens, tokens)
+        self._uses = np.append(self._uses, np.zeros(len(lines), np.int64))
+
+    def _forget(self) -> None:
+        lengths = np.diff(self._ends)
+        order = np.argsort(-self._uses, kind="stable")
+        is_kept = np.zeros(len(lengths), bool)
+        is_kept[order[np.cumsum(lengths[order]) <= self._remembered // 2]] = True
+        lines = compress(self._number, is_kept.tolist())
+        self._number = defaultdict(count(int(is_kept.sum())).__next__, zip(lines, count()))
+        self._tokens = self._tokens[np.repeat(is_kept, lengths)]
+        self._ends = np.append(0, np.cumsum(lengths[is_kept]))
+        self._uses = self._uses[is_kept] // 2
+
+
+def _ranges(begin: IntArray, length: IntArray) -> IntArray:
+    """begin[0], begin[0] + 1, ..., `length[0]` numbers in all, then those from begin[1] on, and so on."""
+    return np.repeat(begin - np.cumsum(length) + length, length) + np.arange(length.sum())

@@ -5,26 +5,23 @@ NAME.docs.npy, int64 of shape (D, 2): for each document the position of its star
 first token after the header. train/meta.json says what they were made from.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from midigpt.documents import Split, document_paths, is_drawn, read_document
+from midigpt.documents import Split, is_drawn, read_songs
 from midigpt.files import UserError, make, read_json, replacing, write_json
-from midigpt.index import Song, songs
+from midigpt.index import songs, totals
 from midigpt.language import LANGUAGE, keep_fields, split_header
 from midigpt.score import IntArray
-from midigpt.tokenizer import START_ID, load_tokenizer
+from midigpt.tokenizer import DTYPE, LINES_AT_ONCE, START, LineEncoder, Tokens, load_tokenizer
 
-Tokens = NDArray[np.uint16]
-DTYPE = np.dtype("<u2")
 DROP_FIELD = 0.25  # of the header's fields, so that a model can be asked with any subset of them
-ENCODE_AT_ONCE = 512  # documents
 
 
 # --- packing ---------------------------------------------------------------------------------------------
@@ -54,19 +51,20 @@ def make_train_bin(root: Path, split: Split) -> tuple[Counts, Counts]:
             f"the tokenizer was learned with --val-fraction {learned.val_fraction} --seed {learned.seed} and has seen"
             f' songs that would now be held out; learn it again with: make tokenizer ARGS="{flags}"'
         )
-    sides: dict[str, list[Song]] = {"train": [], "val": []}
-    for song in songs(root):
-        sides["val" if split.is_val(song) else "train"].append(song)
     folder = root / "train"
-    with (
-        replacing(folder / "train.bin") as train_bin,
-        replacing(folder / "train.docs.npy") as train_docs,
-        replacing(folder / "val.bin") as val_bin,
-        replacing(folder / "val.docs.npy") as val_docs,
-    ):
-        train = _pack(root, sides["train"], tokenizer, train_bin, train_docs, is_val=False)
-        val = _pack(root, sides["val"], tokenizer, val_bin, val_docs, is_val=True)
+    encoder = LineEncoder(tokenizer)
+    with _packer(folder, "train", encoder) as train, _packer(folder, "val", encoder) as val:
+        everything = tqdm(songs(root), desc="train-bin", total=totals(root, 0)[0], unit="song", disable=None)
+        for song, texts in read_songs(root, everything):
+            side = val if split.is_val(song) else train
+            side.songs += 1
+            for number, text in enumerate(texts, start=1):
+                header, body = split_header(text)
+                side.add(_header(header, f"{song.name}_{number}", is_val=side is val), body)
+        train.flush()
+        val.flush()
         (folder / "meta.json").unlink(missing_ok=True)  # until the files it describes have their names
+    counts = train.counts(), val.counts()
     write_json(
         folder / "meta.json",
         {
@@ -74,37 +72,67 @@ def make_train_bin(root: Path, split: Split) -> tuple[Counts, Counts]:
             "tokenizer": tokenizer_meta["sha256"],
             "vocab_size": tokenizer.get_vocab_size(),
             **asdict(split),
-            "train": asdict(train),
-            "val": asdict(val),
+            "train": asdict(counts[0]),
+            "val": asdict(counts[1]),
         },
     )
-    return train, val
+    return counts
 
 
-def _pack(root: Path, side: list[Song], tokenizer: Tokenizer, bin_path: Path, docs_path: Path, is_val: bool) -> Counts:
-    paths = list(document_paths(root, side))
-    docs = np.empty((len(paths), 2), np.int64)
-    position = notes = 0
-    with bin_path.open("wb") as out, tqdm(total=len(paths), desc=bin_path.name[1:].split(".")[0], disable=None) as bar:
-        for first in range(0, len(paths), ENCODE_AT_ONCE):
-            some = paths[first : first + ENCODE_AT_ONCE]
-            texts = [split_header(read_document(path)) for path in some]
-            headers = [_header(header, path.stem, is_val) for (header, _), path in zip(texts, some, strict=True)]
-            bodies = [body for _, body in texts]
-            encoded = zip(tokenizer.encode_batch(headers), tokenizer.encode_batch(bodies), strict=True)
-            for number, (header, body) in enumerate(encoded, start=first):
-                docs[number] = position, position + 1 + len(header)
-                position += _write(out, [START_ID, *header.ids, *body.ids])
-            notes += sum(body.count("|") for body in bodies)
-            bar.update(len(some))
-    with docs_path.open("wb") as out:
-        np.save(out, docs)
-    return Counts(len(side), len(paths), position, notes)
+class _Packer:
+    """Writes documents of one side. Nothing grows with their number: both files are written as it goes."""
+
+    def __init__(self, encoder: LineEncoder, out: IO[bytes], docs: IO[bytes]) -> None:
+        self._encoder, self._out, self._docs = encoder, out, docs
+        self._lines: list[str] = []  # of documents to be encoded
+        self._begins: list[int] = []  # where in these lines each document begins
+        self.songs = self._documents = self._tokens = self._notes = 0
+        self._write_docs_header()
+
+    def add(self, header: str, body: str) -> None:
+        self._begins.append(len(self._lines))
+        self._lines += START, header, *body.splitlines(keepends=True)
+        self._notes += body.count("|")
+        if len(self._lines) >= LINES_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added so far."""
+        tokens, lengths = self._encoder(self._lines)
+        position = self._tokens + np.append(0, np.cumsum(lengths))  # of each line
+        begins = np.array(self._begins, np.int64)
+        self._out.write(tokens.tobytes())
+        self._docs.write(np.stack([position[begins], position[begins + 2]], axis=1).astype("<i8").tobytes())
+        self._tokens += len(tokens)
+        self._documents += len(begins)
+        self._lines, self._begins = [], []
+
+    def finish(self) -> None:
+        """Write what is left, and into the header of the list of documents how many they are."""
+        self.flush()
+        self._docs.seek(0)
+        self._write_docs_header()
+
+    def counts(self) -> Counts:
+        return Counts(self.songs, self._documents, self._tokens, self._notes)
+
+    def _write_docs_header(self) -> None:
+        # Its length does not depend on the number: the format leaves room for an array to grow.
+        header = {"descr": "<i8", "fortran_order": False, "shape": (self._documents, 2)}
+        np.lib.format.write_array_header_1_0(self._docs, header)
 
 
-def _write(out: IO[bytes], ids: list[int]) -> int:
-    out.write(np.array(ids, DTYPE).tobytes())
-    return len(ids)
+@contextmanager
+def _packer(folder: Path, name: str, encoder: LineEncoder) -> Iterator[_Packer]:
+    with (
+        replacing(folder / f"{name}.bin") as bin_path,
+        replacing(folder / f"{name}.docs.npy") as docs_path,
+        bin_path.open("wb") as out,
+        docs_path.open("wb") as docs,
+    ):
+        packer = _Packer(encoder, out, docs)
+        yield packer
+        packer.finish()
 
 
 def _header(header: str, document: str, is_val: bool) -> str:

@@ -1,20 +1,61 @@
 """Tokenizer, train.bin and batches."""
 
 import json
+import sqlite3
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from midigpt import train_data
 from midigpt.dataset import make_dataset
-from midigpt.documents import Split
-from midigpt.index import Song, index_files, songs
+from midigpt.documents import Split, read_songs
+from midigpt.files import UserError
+from midigpt.index import Song, index_files, open_index, songs, totals
 from midigpt.midi import write_midi
 from midigpt.score import Score
-from midigpt.tokenizer import START_ID, learn_tokenizer
+from midigpt.tokenizer import START, START_ID, LineEncoder, learn_tokenizer, sample_documents
 from midigpt.train_data import Batches, evaluation_windows, line_tokens, load_side, make_train_bin, read_data
 from tests.conftest import SPLIT, documents, make_songs, melody, ok, refusal, run_script
+
+# --- songs and their documents -----------------------------------------------------------------------------
+
+
+def test_songs_come_in_name_order_and_leave_the_index_open_to_others(work: Path) -> None:
+    names = ["above", *(f"song{number:05d}{end}" for number in range(3000, 1500, -1) for end in ("", " "))]
+    with open_index(work) as connection:
+        row = "INSERT INTO files (path, name, folded, size, mtime_ns, state, fingerprint, language) SELECT"
+        row += " ?1, ?1, ?1, 1, 1, 'converted', '', language FROM files LIMIT 1"
+        connection.executemany(row, [(name,) for name in names])
+    assert totals(work, 10) == (3031, 300)  # the new ones have no notes
+    assert totals(work, 1000) == (3031, 30 * 40)
+    before = [f"song{number:02d}" for number in range(30)]
+    some = songs(work)
+    seen = [next(some).name for _ in range(10)]
+    with sqlite3.connect(work / "cache" / "index.sqlite", timeout=0) as connection:
+        connection.execute("DELETE FROM files WHERE name = 'song03000 '")
+    assert seen + [song.name for song in some] == sorted({*before, *names} - {"song03000 "})
+
+
+def test_documents_are_read_when_their_song_is_asked_for(work: Path) -> None:
+    (work / "data" / "song01_1.txt").unlink()
+    some = read_songs(work, songs(work))
+    song, texts = next(some)
+    assert (song.name, texts) == ("song00", [documents(work)["song00_1.txt"]])
+    with pytest.raises(UserError, match=r"song01_1\.txt is missing"):
+        next(some)
+
+
+def test_the_last_line_of_a_document_ends_too(work: Path) -> None:
+    for song in songs(work):
+        path = work / "data" / f"{song.name}_1.txt"
+        path.write_text(path.read_text().removesuffix("\n"))
+    before = {path.name: path.read_bytes() for path in (work / "train").iterdir()}
+    make_train_bin(work, SPLIT)
+    assert {path.name: path.read_bytes() for path in (work / "train").iterdir()} == before
+
 
 # --- tokenizer -------------------------------------------------------------------------------------------
 
@@ -61,6 +102,91 @@ def test_the_tokenizer_learns_from_training_songs_only(work: Path) -> None:
     assert (work / "cache" / "tokenizer.json").read_bytes() == learned
 
 
+def drawn(root: Path) -> list[str]:
+    return list(sample_documents(root, SPLIT))
+
+
+def test_a_large_corpus_is_sampled_by_its_music(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = [documents(prepared)[f"{song.name}_1.txt"] for song in songs(prepared) if not SPLIT.is_val(song)]
+    assert drawn(prepared) == training  # a small one is read whole
+    monkeypatch.setattr("midigpt.tokenizer.SAMPLE_NOTES", 600)  # of 1200
+    sample = drawn(prepared)
+    assert 0.3 * len(training) < len(sample) < 0.7 * len(training)
+    assert drawn(prepared) == sample
+    assert set(sample_documents(prepared, Split(SPLIT.val_fraction, 1))) != set(sample)
+
+    for number in range(30):  # the same songs in another order
+        write_midi(melody(number), tmp_path / "raw_data" / f"{number * 7 % 30:02d}.mid")
+    index_files(tmp_path)
+    make_dataset(tmp_path)
+    assert drawn(tmp_path) != sample and sorted(drawn(tmp_path)) == sorted(sample)
+
+
+def test_one_giant_song_does_not_fill_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_songs(tmp_path / "raw_data", 30)
+    write_midi(melody(99, notes=5000), tmp_path / "raw_data" / "giant.mid")
+    index_files(tmp_path)
+    make_dataset(tmp_path)
+    monkeypatch.setattr("midigpt.tokenizer.SONG_NOTES", 100)
+    sample = list(sample_documents(tmp_path, Split(0.0)))
+    assert len(sample) == 31
+    giant = max(sample, key=len)
+    header, *lines = documents(tmp_path)["giant_1.txt"].splitlines()
+    assert giant.splitlines() == [header, *lines[::50]]
+    monkeypatch.setattr("midigpt.tokenizer.SAMPLE_NOTES", 700)  # of 1300: the giant crowds nobody out
+    assert 8 < len(list(sample_documents(tmp_path, Split(0.0)))) < 24
+
+
+# --- lines to tokens -------------------------------------------------------------------------------------
+
+
+class Counting:
+    """A tokenizer that remembers what it was asked to encode."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer, self.lines = tokenizer, list[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def encode_batch_fast(self, texts: list[str]) -> Any:
+        self.lines += "".join(texts).replace(START, "").splitlines(keepends=True)
+        return self.tokenizer.encode_batch_fast(texts)
+
+
+@pytest.mark.parametrize("remembered", [0, 20, 100, 1 << 20])
+@pytest.mark.parametrize("at_once", [1, 7, 1 << 16])
+def test_lines_have_the_tokens_of_their_document_however_little_is_remembered(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, remembered: int, at_once: int
+) -> None:
+    monkeypatch.setattr("midigpt.tokenizer.LINES_AT_ONCE", at_once)
+    tokenizer = Counting(Tokenizer.from_file(str(prepared / "cache" / "tokenizer.json")))
+    encoder = LineEncoder(tokenizer, remembered)
+    seen = set()
+    for text in documents(prepared).values():
+        lines = [START, *text.splitlines(keepends=True)]
+        tokens, lengths = encoder(lines)
+        assert tokens.tolist() == [START_ID, *tokenizer.encode(text).ids]
+        for line, part in zip(lines, np.split(tokens, np.cumsum(lengths)[:-1]), strict=True):
+            assert tokenizer.decode(part.tolist(), skip_special_tokens=False) == line
+        seen.update(lines[1:])
+        assert len(encoder._tokens) == encoder._ends[-1] <= remembered
+        assert len(encoder._number) == len(encoder._uses) == len(encoder._ends) - 1
+    if remembered == 1 << 20:
+        assert sorted(tokenizer.lines) == sorted(seen)  # each once
+
+
+def test_what_is_used_most_is_remembered(prepared: Path) -> None:
+    tokenizer = Counting(Tokenizer.from_file(str(prepared / "cache" / "tokenizer.json")))
+    encoder = LineEncoder(tokenizer, 60)
+    for number in range(1, 100):
+        encoder(["0+10|1/1\n"] * 3 + [f"{number % 10}+{number}|1/{number}\n"])
+    assert tokenizer.lines.count("0+10|1/1\n") == 1
+    assert len(encoder._number) < 20
+
+
 # --- train.bin -------------------------------------------------------------------------------------------
 
 
@@ -77,6 +203,16 @@ def test_train_bin_is_plain_uint16_with_every_document(prepared: Path) -> None:
     assert meta["train"]["songs"] + meta["val"]["songs"] == 30 and meta["val"]["songs"] > 0
 
 
+def test_train_bin_is_the_same_whatever_is_done_at_once(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in (work / "train").iterdir()}
+    monkeypatch.setattr(train_data, "LINES_AT_ONCE", 50)
+    make_train_bin(work, SPLIT)
+    assert {path.name: path.read_bytes() for path in (work / "train").iterdir()} == before
+    with (work / "again.npy").open("wb") as file:
+        np.save(file, np.load(work / "train" / "train.docs.npy"))
+    assert (work / "again.npy").read_bytes() == before["train.docs.npy"]
+
+
 def test_headers_are_thinned_in_training_and_without_key_in_validation(prepared: Path) -> None:
     tokenizer = Tokenizer.from_file(str(prepared / "cache" / "tokenizer.json"))
 
@@ -90,7 +226,7 @@ def test_headers_are_thinned_in_training_and_without_key_in_validation(prepared:
 
 
 def test_a_document_without_a_header_loses_no_line(work: Path) -> None:
-    song = songs(work)[0]
+    song = next(songs(work))
     (work / "data" / f"{song.name}_1.txt").write_text("0+10|1/1\n2+10|1/1\n")
     make_train_bin(work, SPLIT)
     side, _ = load_side(work, "val" if SPLIT.is_val(song) else "train")
