@@ -28,7 +28,7 @@ from midigpt.duplicates import Print, clusters, share_within
 from midigpt.executors import Executor
 from midigpt.files import UserError, printable
 from midigpt.filters import Filters
-from midigpt.index import data_folder, open_index, set_setting, setting
+from midigpt.index import data_folder, open_index, set_setting, setting, shard_name
 from midigpt.language import LANGUAGE
 from midigpt.storage import Folder
 from midigpt.workers import Died
@@ -170,12 +170,12 @@ def _reconcile_shards(index: sqlite3.Connection, there: set[str]) -> set[str]:
     index.execute("UPDATE files SET state = 'new' WHERE state = 'converted' AND shard IS NULL")
     dirty = "SELECT shard FROM files WHERE state = 'new' AND shard IS NOT NULL"
     rows = index.execute(f"SELECT number, songs FROM shards WHERE number NOT IN ({dirty})").fetchall()
-    whole = {number for number, songs in rows if not songs or _shard_name(number) in there}
+    whole = {number for number, songs in rows if not songs or shard_name(number) in there}
     for (number,) in index.execute("SELECT DISTINCT shard FROM files WHERE shard IS NOT NULL").fetchall():
         if number not in whole:
             index.execute("UPDATE files SET state = 'new' WHERE shard = ?", (number,))
             index.execute("DELETE FROM shards WHERE number = ?", (number,))
-    return {_shard_name(number) for number, songs in rows if songs and number in whole} | {MANIFEST}
+    return {shard_name(number) for number, songs in rows if songs and number in whole} | {MANIFEST}
 
 
 def _assign_shards(index: sqlite3.Connection, ids: list[int]) -> None:
@@ -207,11 +207,7 @@ def _shard_chunks(index: sqlite3.Connection, ids: list[int]) -> Iterator[Chunk]:
     """Whole shards: those that some of the files are in."""
     for number in sorted({shard for i in ids if (shard := _shard_of(index, i)) is not None}):
         rows = index.execute("SELECT path, name FROM files WHERE shard = ? ORDER BY name", (number,))
-        yield Chunk(tuple(Job(os.fsdecode(path), name) for path, name in rows), _shard_name(number))
-
-
-def _shard_name(number: int) -> str:
-    return f"shard-{number:06}.txt"
+        yield Chunk(tuple(Job(os.fsdecode(path), name) for path, name in rows), shard_name(number))
 
 
 def _recipe(options: Options) -> str:
@@ -311,7 +307,7 @@ def _mark_duplicates(index: sqlite3.Connection, dedupe: Dedupe) -> None:
     """
     query = "SELECT name, notes, exact, music, grams FROM files JOIN prints USING (name) WHERE state = 'converted'"
     rows = index.execute(f"{query} ORDER BY name").fetchall()
-    files = [_Music(*row[:4], np.frombuffer(row[4], np.uint32)) for row in rows]
+    files = [_Music(row[0], row[1], row[2], row[3], np.frombuffer(row[4], np.uint32)) for row in rows]
     songs: dict[int, list[_Music]] = {}
     same_music = clusters([file.grams for file in files]).label.tolist()
     for file, label in zip(files, _joined([file.music for file in files], same_music), strict=True):
@@ -366,7 +362,7 @@ def _write_manifest(index: sqlite3.Connection, data: Folder) -> None:
     """data/manifest.json: which shards there are, with counts and checksums."""
     keys = ("songs", "documents", "notes", "bytes", "sha256")
     rows = index.execute("SELECT * FROM shards WHERE songs > 0 ORDER BY number").fetchall()
-    shards = {_shard_name(number): dict(zip(keys, row, strict=True)) for number, *row in rows}
+    shards = {shard_name(number): dict(zip(keys, row, strict=True)) for number, *row in rows}
     recipes = [row[0] for row in index.execute("SELECT DISTINCT recipe FROM files WHERE state = 'converted'")]
     manifest = {"recipe": recipes[0] if recipes else LANGUAGE, "shards": shards}
     data.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())

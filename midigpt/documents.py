@@ -1,13 +1,17 @@
 """The documents in data/: which there are, what they say, and which are held out of training."""
 
 import hashlib
+import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from midigpt.files import UserError
-from midigpt.index import Song
+from midigpt.index import Song, data_folder, open_index, shard_name
 from midigpt.language import LanguageError, check_document
+from midigpt.storage import Folder
 
 
 def is_drawn(text: str, fraction: float) -> bool:
@@ -38,20 +42,54 @@ class Split:
 def read_songs(root: Path, chosen: Iterable[Song]) -> Iterator[tuple[Song, list[str]]]:
     """The texts of songs, song by song in the order given, of each song in the order of its tracks.
 
-    Every line of a text ends in a newline, also its last. Raises UserError where a document is gone or in no
+    Every line of a text ends in a newline, also its last. Songs of one shard should follow one another: each
+    change of shard reads a whole one. Raises UserError where a document or shard is gone, changed or in no
     language of ours.
     """
-    for song in chosen:
-        names = (f"{song.name}_{number}.txt" for number in range(1, song.tracks + 1))
-        yield song, [_read_document(root / "data" / name) for name in names]
+    with closing(open_index(root)) as index:
+        data = data_folder(index, root, "data")
+        at_hand, shard = None, {}
+        for song in chosen:
+            if song.shard is None:
+                yield song, _read_documents(data, song)
+                continue
+            if song.shard != at_hand:
+                at_hand, shard = song.shard, _read_shard(index, data, song.shard)
+            yield song, shard[song.name]
 
 
-def _read_document(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="ascii")
-        check_document(text)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; make it again with: make dataset") from None
-    except (UnicodeDecodeError, LanguageError) as error:
-        raise UserError(f"{path} is no document ({error}); delete it and make it again with: make dataset") from None
-    return text + "\n" if text and text[-1] != "\n" else text  # as an editor may leave it
+def _read_documents(data: Folder, song: Song) -> list[str]:
+    names = [f"{song.name}_{number}.txt" for number in range(1, song.tracks + 1)]
+    texts = []
+    for name, content in zip(names, data.read(names), strict=True):
+        path = f"{data}/{name}"
+        try:
+            text = _bytes(content, path).decode("ascii")
+            check_document(text)
+        except (UnicodeDecodeError, LanguageError) as error:
+            again = "delete it and make it again with: make dataset"
+            raise UserError(f"{path} is no document ({error}); {again}") from None
+        texts.append(text if text.endswith("\n") else text + "\n")  # as an editor may leave it
+    return texts
+
+
+def _read_shard(index: sqlite3.Connection, data: Folder, number: int) -> dict[str, list[str]]:
+    """The texts in a shard by the name of their song."""
+    name = shard_name(number)
+    content = _bytes(next(data.read([name])), f"{data}/{name}")
+    (sha256,) = index.execute("SELECT sha256 FROM shards WHERE number = ?", (number,)).fetchone()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{data}/{name} is not what was written there; delete it and make it again with: make dataset")
+    texts = iter(content.decode("ascii").removesuffix("\n").split("\n\n"))
+    rows = index.execute(
+        "SELECT name, tracks FROM files WHERE shard = ? AND state = 'converted' ORDER BY name", (number,)
+    )
+    return {song: [text + "\n" for text in islice(texts, tracks)] for song, tracks in rows}
+
+
+def _bytes(content: bytes | OSError, path: str) -> bytes:
+    if isinstance(content, FileNotFoundError):
+        raise UserError(f"{path} is missing; make it again with: make dataset")
+    if isinstance(content, OSError):
+        raise UserError(f"{path} can't be read ({content.strerror or content})")
+    return content

@@ -53,10 +53,13 @@ def printable(path: str) -> str:
 def locked(root: Path) -> Iterator[None]:
     """Only one command at a time may change a working folder; the second gets a UserError.
 
-    The system takes the lock away when the process ends, however that happens.
+    The system takes the lock away when the process ends, however that happens. Raises UserError where there is
+    no such folder, too.
     """
+    if not root.is_dir():
+        raise UserError(f"{root} does not exist; make that folder, and raw_data in it for your MIDI files")
     path = root / "cache" / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

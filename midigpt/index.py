@@ -126,6 +126,10 @@ def data_folder(index: sqlite3.Connection, root: Path, key: str) -> Folder:
     return Folder(setting(index, key) or str(root / key))
 
 
+def shard_name(number: int) -> str:
+    return f"shard-{number:06}.txt"
+
+
 def index_files(root: Path, raw_data: str = "") -> Counter[str]:
     """Bring the index in step with raw_data/; returns how many files are new, changed, removed, the same.
 

@@ -6,7 +6,7 @@ Example: python scripts/index.py --root my_music
 from dataclasses import dataclass
 from pathlib import Path
 
-from midigpt.files import UserError, locked, parse_arguments
+from midigpt.files import locked, parse_arguments
 from midigpt.index import index_files
 
 
@@ -19,8 +19,6 @@ class Args:
 
 
 def main(args: Args) -> None:
-    if not args.root.is_dir():
-        raise UserError(f"{args.root} does not exist; make that folder, and raw_data in it for your MIDI files")
     with locked(args.root):
         count = index_files(args.root, args.raw_data)
     total = count["new"] + count["changed"] + count["same"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from midigpt.documents import Split
-from midigpt.files import parse_arguments
+from midigpt.files import locked, parse_arguments
 from midigpt.tokenizer import learn_tokenizer, tokenizer_path
 
 
@@ -26,7 +26,8 @@ class Args:
 
 def main(args: Args) -> None:
     start = time.perf_counter()
-    tokenizer, documents = learn_tokenizer(args.root, args.vocab_size, Split(args.val_fraction, args.seed))
+    with locked(args.root):
+        tokenizer, documents = learn_tokenizer(args.root, args.vocab_size, Split(args.val_fraction, args.seed))
     size = tokenizer.get_vocab_size()
     if size < args.vocab_size:
         print(f"  {size} is the largest vocabulary these documents allow: no other two tokens meet twice")

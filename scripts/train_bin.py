@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from midigpt.documents import Split
-from midigpt.files import parse_arguments
+from midigpt.files import locked, parse_arguments
 from midigpt.train_data import make_train_bin
 
 
@@ -24,7 +24,8 @@ class Args:
 
 def main(args: Args) -> None:
     start = time.perf_counter()
-    train, val = make_train_bin(args.root, Split(args.val_fraction, args.seed))
+    with locked(args.root):
+        train, val = make_train_bin(args.root, Split(args.val_fraction, args.seed))
     if not val.songs:
         print(
             "  no song is held out, so training can't tell how well it does;"

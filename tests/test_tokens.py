@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from midigpt import train_data
-from midigpt.dataset import make_dataset
+from midigpt.dataset import Options, make_dataset
 from midigpt.documents import Split, read_songs
 from midigpt.files import UserError
 from midigpt.index import Song, index_files, open_index, songs, totals
@@ -26,8 +26,8 @@ from tests.conftest import SPLIT, documents, make_songs, melody, ok, refusal, ru
 def test_songs_come_in_name_order_and_leave_the_index_open_to_others(work: Path) -> None:
     names = ["above", *(f"song{number:05d}{end}" for number in range(3000, 1500, -1) for end in ("", " "))]
     with open_index(work) as connection:
-        row = "INSERT INTO files (path, name, folded, size, mtime_ns, state, fingerprint, language) SELECT"
-        row += " ?1, ?1, ?1, 1, 1, 'converted', '', language FROM files LIMIT 1"
+        row = "INSERT INTO files (path, name, folded, size, stamp, state, music, recipe) SELECT"
+        row += " ?1, ?1, ?1, 1, 1, 'converted', '', recipe FROM files LIMIT 1"
         connection.executemany(row, [(name,) for name in names])
     assert totals(work, 10) == (3031, 300)  # the new ones have no notes
     assert totals(work, 1000) == (3031, 30 * 40)
@@ -263,7 +263,7 @@ def test_trap_one_song_under_two_names_stays_on_one_side(tmp_path: Path) -> None
         moved = type(track)(5, False, track.onset, track.duration, track.pitch + 3, track.velocity)
         write_midi(Score(480, (moved,), 77.0), raw / f"cover{number:02d}.mid")
     index_files(tmp_path)
-    make_dataset(tmp_path)
+    make_dataset(tmp_path, Options(dedupe="off"))
     split = Split(0.5, 0)
     sides = {song.name: split.is_val(song) for song in songs(tmp_path)}
     assert set(sides.values()) == {True, False}
