@@ -155,10 +155,10 @@ def _encoded(batch: _Batch, remarks: dict[int, str], outcomes: dict[int, Outcome
 
 
 def _converted(documents: list[Document], remark: str) -> Outcome:
-    bodies = [hashlib.sha256(document.body.encode("ascii")).digest() for document in documents]
-    keys = [document.header.rpartition(" ")[2].encode() for document in documents]  # of drums it is the meter
-    exact = hashlib.sha256(b"".join(sorted(body + key for body, key in zip(bodies, keys, strict=True))))
-    music = hashlib.sha256(b"".join(sorted(bodies)))
+    # The same for whatever order of tracks. The header's last field is the key; of drums, the meter.
+    parts = sorted((document.body, document.header.rpartition(" ")[2]) for document in documents)
+    music = hashlib.sha256("\n".join(body for body, _ in parts).encode("ascii"))
+    exact = hashlib.sha256(music.digest() + "".join(key for _, key in parts).encode("ascii"))
     pitched = [document for document in documents if "key=" in document.header]
     return Outcome(
         "converted",

@@ -98,7 +98,8 @@ def open_index(root: Path, create: bool = False) -> sqlite3.Connection:
         raise UserError(f"{path} does not exist yet; make it with: {make(root, 'index')}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path)
+        # The tokenizer's library goes on with an iterator in whatever thread; never in two at once.
+        connection = sqlite3.connect(path, check_same_thread=False)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version != _VERSION:
             if connection.execute("SELECT 1 FROM sqlite_master").fetchone():

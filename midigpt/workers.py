@@ -39,6 +39,7 @@ class _Worker(Generic[Task]):
     process: SpawnProcess
     connection: Connection
     tasks: deque[Task] = field(default_factory=deque)  # sent, not yet answered; answers keep their order
+    is_ready: bool = False  # it has started, and said so
 
 
 def run(
@@ -69,9 +70,15 @@ def run(
                     result = worker.connection.recv()
                 except (EOFError, ConnectionResetError):
                     worker.process.join()
+                    if not worker.is_ready:
+                        code = worker.process.exitcode
+                        raise UserError(f"worker processes can't start ({Died(code)}); try fewer: --workers") from None
                     yield worker.tasks.popleft(), Died(worker.process.exitcode)
                     waiting.extendleft(reversed(worker.tasks))
                     crew[crew.index(worker)] = _start(context, function, memory_limit)
+                    continue
+                if not worker.is_ready:
+                    worker.is_ready = True
                     continue
                 if isinstance(result, UserError):
                     raise result
@@ -101,6 +108,7 @@ def _serve(function: Callable[[Task], Result], connection: Connection, memory_li
     if memory_limit:
         _limit_memory(int(memory_limit * 2**30))
     with suppress(EOFError, ConnectionError):  # the parent is gone
+        connection.send("ready")
         while True:
             task = connection.recv()
             try:
