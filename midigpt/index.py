@@ -198,9 +198,10 @@ def _storable(path: str) -> str | bytes:
 
 
 def songs(root: Path) -> Iterator[Song]:
-    """All converted files, in name order, a few at a time: the list of all is never in memory, nor the index locked.
+    """All converted files, in name order, a few at a time: the list of all is never in memory.
 
-    Raises UserError where there is none, or some in another language.
+    Between them the index is closed: others can write to it, and any thread can ask for the next one, as
+    BPE's trainer does. Raises UserError where there is none, or some in another language.
     """
     with closing(open_index(root)) as connection:
         converted = "SELECT 1 FROM files WHERE state = 'converted'"
@@ -209,12 +210,21 @@ def songs(root: Path) -> Iterator[Song]:
         if connection.execute(f"{converted} AND language IS NOT ?", (LANGUAGE,)).fetchone():
             again = make(root, "dataset")
             raise UserError(f"{root / 'data'} is in an older language than {LANGUAGE!r}; make it anew with: {again}")
+    first = ""
+    while rows := _songs_from(root, first):
+        yield from rows
+        first = rows[-1].name + "\0"  # the next text after it
+
+
+def _songs_from(root: Path, first: str) -> list[Song]:
+    with closing(open_index(root)) as connection:
         # "+" keeps SQLite from looking rows up by state: it would have to sort all of them for every page.
-        page = "SELECT name, fingerprint, tracks FROM files WHERE +state = 'converted' AND name >= ?"
-        first = ""
-        while rows := connection.execute(f"{page} ORDER BY name LIMIT 1000", (first,)).fetchall():
-            yield from (Song(*row) for row in rows)
-            first = rows[-1][0] + "\0"  # the next text after it
+        rows = connection.execute(
+            "SELECT name, fingerprint, tracks FROM files WHERE +state = 'converted' AND name >= ?"
+            " ORDER BY name LIMIT 1000",
+            (first,),
+        )
+        return [Song(*row) for row in rows]
 
 
 def totals(root: Path, most_notes: int) -> tuple[int, int]:
