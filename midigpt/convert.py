@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from midigpt.duplicates import grams
+from midigpt.duplicates import Print, batch_prints
 from midigpt.filters import FilteredError, Filters
 from midigpt.language import Document, LanguageError, encode_batch
 from midigpt.midi_bytes import MidiError
@@ -22,7 +22,7 @@ from midigpt.score import Score
 from midigpt.storage import Folder
 
 UNREADABLE = "can't be read"  # as the reason of a refusal; it may pass
-BATCH_NOTES = 4096  # to encode at once: more don't fit into a processor's cache
+BATCH_NOTES = 16384  # to encode at once
 
 _alone = threading.Lock()  # the time limit is the process's, so one thread at a time converts
 
@@ -149,17 +149,17 @@ def _encoded(batch: _Batch, remarks: dict[int, str], outcomes: dict[int, Outcome
             return {}
         singles = [_Batch({place: score}) for place, score in batch.scores.items()]
         return {place: texts for one in singles for place, texts in _encoded(one, remarks, outcomes).items()}
-    for place, documents in encoded.items():
-        outcomes[place] = _converted(documents, remarks[place])
+    prints = _prints(list(encoded.values()))
+    for (place, documents), print_ in zip(encoded.items(), prints, strict=True):
+        outcomes[place] = _converted(documents, remarks[place], print_)
     return encoded
 
 
-def _converted(documents: list[Document], remark: str) -> Outcome:
+def _converted(documents: list[Document], remark: str, print_: Print) -> Outcome:
     # The same for whatever order of tracks. The header's last field is the key; of drums, the meter.
     parts = sorted((document.body, document.header.rpartition(" ")[2]) for document in documents)
     music = hashlib.sha256("\n".join(body for body, _ in parts).encode("ascii"))
     exact = hashlib.sha256(music.digest() + "".join(key for _, key in parts).encode("ascii"))
-    pitched = [document for document in documents if "key=" in document.header]
     return Outcome(
         "converted",
         remark=remark or None,
@@ -167,17 +167,18 @@ def _converted(documents: list[Document], remark: str) -> Outcome:
         notes=sum(document.notes for document in documents),
         exact=exact.hexdigest()[:16],
         music=music.hexdigest()[:16],
-        grams=_grams(pitched),
+        grams=print_.tobytes(),
     )
 
 
-def _grams(documents: list[Document]) -> bytes:
-    if not documents:
-        return b""
-    part = np.repeat(np.arange(len(documents)), [document.notes for document in documents])
-    onset = np.concatenate([document.onset for document in documents])
-    pitch = np.concatenate([document.pitch for document in documents])
-    return grams(part, onset, pitch).tobytes()
+def _prints(files: list[list[Document]]) -> list[Print]:
+    pitched = [(number, text) for number, texts in enumerate(files) for text in texts if "key=" in text.header]
+    file_of_part = np.array([number for number, _ in pitched], np.int64)
+    part = np.repeat(np.arange(len(pitched)), [document.notes for _, document in pitched])
+    nothing = np.empty(0, np.int64)
+    onset = np.concatenate([nothing, *(document.onset for _, document in pitched)])
+    pitch = np.concatenate([nothing, *(document.pitch for _, document in pitched)])
+    return batch_prints(len(files), file_of_part, part, onset, pitch)
 
 
 @contextmanager

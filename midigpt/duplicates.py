@@ -6,6 +6,7 @@ Broder, "On the resemblance and containment of documents", 1997; Thorup, "Bottom
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,27 +29,30 @@ _NEIGHBOURS = 3  # each owner of a gram is compared with so many that follow it
 _CHUNK = 1 << 15  # pairs compared at a time
 
 
-def grams(part: IntArray, onset: IntArray, pitch: IntArray) -> Print:
-    """The print of a file: the PRINT_GRAMS smallest hashes of its grams, ascending, distinct; all where it has fewer.
+def batch_prints(files: int, file_of_part: IntArray, part: IntArray, onset: IntArray, pitch: IntArray) -> list[Print]:
+    """The prints of files 0 .. files - 1, together: numpy's cost for each call is shared.
 
-    The arrays, shape (N,), are all notes that are no drums, ordered by part, then onset (grid steps), then pitch.
-    A gram is seven successive intervals of one part's upper line (the highest note of each chord), repeated notes
-    counting once. So it is the same in every key and tempo and in whatever order a file has its parts. Patterns
-    that repeat after up to four intervals are left out: trills, alternating chords and arpeggios are in all music.
+    A print is the PRINT_GRAMS smallest hashes of a file's grams, ascending, distinct; all where it has fewer. The
+    arrays, shape (N,), are all notes that are no drums, ordered by part, then onset (grid steps), then pitch;
+    file_of_part, shape (P,), ascends. A gram is seven successive intervals of one part's upper line (the highest
+    note of each chord), repeated notes counting once. So it is the same in every key and tempo and in whatever
+    order a file has its parts. Patterns that repeat after up to four intervals are left out: trills, alternating
+    chords and arpeggios are in all music.
 
-    Empty without pitched notes, or with too few.
+    Empty for a file without pitched notes, or with too few.
     """
     if len(pitch) <= _GRAM:
-        return np.empty(0, np.uint32)
+        return [np.empty(0, np.uint32) for _ in range(files)]
     gap = np.diff((part << 32) + onset)  # between parts it is large, because onsets are below 2**31
     chord = np.concatenate(([0], np.flatnonzero(gap > _CHORD_GAP) + 1))  # the first note of each
     top = np.maximum.reduceat(pitch, chord)
-    is_new_part = np.diff(part[chord]) != 0
+    part = part[chord]
+    is_new_part = np.diff(part) != 0
     interval = np.diff(top)
     kept = np.flatnonzero((interval != 0) | is_new_part)
     count = len(kept) - _GRAM + 1
     if count <= 0:
-        return np.empty(0, np.uint32)
+        return [np.empty(0, np.uint32) for _ in range(files)]
     line = np.append(interval[kept].astype(np.int8), np.int8(0))  # eight bytes are read at the last gram, too
     gram = np.ndarray((count,), "<u8", line.data, strides=(1,)) & _GRAM_MASK  # line[i : i + 7] as one number
 
@@ -58,7 +62,13 @@ def grams(part: IntArray, onset: IntArray, pitch: IntArray) -> Print:
         is_kept &= (gram ^ gram >> bits) & (_GRAM_MASK >> bits) != 0
     across = np.flatnonzero(is_new_part[kept])[:, None] - np.arange(_GRAM)  # grams that run from part to part
     is_kept[across[(across >= 0) & (across < count)]] = False
-    return _smallest(_hash(gram[is_kept]))
+
+    file = file_of_part[part[kept[:count]]][is_kept].astype(np.uint64)
+    keys = file << np.uint64(32) | _hash(gram[is_kept])
+    keys.sort()
+    keys = keys[_is_first(keys)]
+    cuts = np.searchsorted(keys, np.arange(files + 1, dtype=np.uint64) << np.uint64(32)).tolist()
+    return [keys[start : min(stop, start + PRINT_GRAMS)].astype(np.uint32) for start, stop in pairwise(cuts)]
 
 
 def score_print(score: Score) -> Print:
@@ -67,7 +77,8 @@ def score_print(score: Score) -> Print:
     if not tracks:
         return np.empty(0, np.uint32)
     part = np.repeat(np.arange(len(tracks)), [len(track) for track in tracks])
-    return grams(part, np.concatenate([t.onset for t in tracks]), np.concatenate([t.pitch for t in tracks]))
+    onset, pitch = (np.concatenate([getattr(track, column) for track in tracks]) for column in ("onset", "pitch"))
+    return batch_prints(1, np.zeros(len(tracks), np.int64), part, onset, pitch)[0]
 
 
 def _hash(gram: NDArray[np.uint64]) -> Print:
@@ -75,11 +86,6 @@ def _hash(gram: NDArray[np.uint64]) -> Print:
     for factor in _MIX:
         gram = (gram ^ gram >> np.uint64(32)) * factor
     return (gram >> np.uint64(32)).astype(np.uint32)
-
-
-def _smallest(hashes: Print) -> Print:
-    hashes.sort()
-    return hashes[_is_first(hashes)][:PRINT_GRAMS]
 
 
 def share_within(one: Print, other: Print) -> float:

@@ -57,7 +57,7 @@ def read_midi(source: Path | bytes) -> Score:
     data = source if isinstance(source, bytes) else source.read_bytes()
     midi_format, division, chunks = split_file(data)
     ticks_per_beat, tick_factor, is_smpte = clock(division)
-    check_length(chunks)
+    check_length(data, chunks)
     parsed, parts, events = [], [], []
     for number, chunk in enumerate(map(readable, chunks)):
         try:
@@ -135,7 +135,7 @@ def _parts(number: int, chunk: bytes, score: "symusic.core.ScoreTick") -> tuple[
     symusic gives one track for each (channel, program) with notes, in that order, but not the channel.
     """
     tracks = list(score.tracks)
-    events = scan(chunk, to_first_note=len(tracks) == 1)
+    events = scan(chunk, to_first_note=len(tracks) <= 1)
     players = sorted(events.players)
     if len(players) != len(tracks):
         raise MidiError(f"has a damaged track chunk ({number + 1}: its events can't be told apart)")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midigpt import duplicates
-from midigpt.duplicates import PRINT_GRAMS, Print, clusters, grams, score_print
+from midigpt.duplicates import PRINT_GRAMS, Print, batch_prints, clusters, score_print
 from midigpt.language import normalise
 from midigpt.midi import read_midi
 from midigpt.score import Score, track_from_notes
@@ -75,7 +75,17 @@ def test_a_print_is_made_of_each_part_by_itself() -> None:
 
 def test_hashes_are_the_same_on_every_machine() -> None:
     pitch = np.array([60, 62, 64, 65, 60, 67, 65, 69, 60, 59], np.int64)
-    assert grams(np.zeros_like(pitch), 12 * np.arange(10), pitch).tolist() == [320317223, 3224190631, 3644642996]
+    (print_,) = batch_prints(1, np.zeros(1, np.int64), np.zeros_like(pitch), 12 * np.arange(10), pitch)
+    assert print_.tolist() == [320317223, 3224190631, 3644642996]
+
+
+def test_prints_of_a_batch_are_those_of_its_files() -> None:
+    scores = [song(1), song(2, notes=20), song(3, notes=5), song(4, parts=1), song(5)]
+    tracks = [(number, track) for number, score in enumerate(scores) for track in score.tracks]
+    part = np.repeat(np.arange(len(tracks)), [len(track) for _, track in tracks])
+    onset, pitch = (np.concatenate([getattr(track, column) for _, track in tracks]) for column in ("onset", "pitch"))
+    together = batch_prints(6, np.array([number for number, _ in tracks]), part, onset, pitch)
+    assert [one.tolist() for one in together] == [score_print(score).tolist() for score in scores] + [[]]
 
 
 def test_of_chords_also_spread_ones_the_highest_note_counts_and_repeats_do_not() -> None:
@@ -99,8 +109,6 @@ def test_nothing_and_drums_and_a_few_notes_have_no_grams_and_stay_alone() -> Non
     short = first(song(3, parts=1), 0.1)
     assert [len(score_print(score)) for score in (Score(24, ()), drums)] == [0, 0]
     assert labels(Score(24, ()), drums, short, Score(24, ()), drums, short) == [0, 1, 2, 3, 4, 5]
-    nothing = np.empty(0, np.int64)
-    assert len(grams(nothing, nothing, nothing)) == 0
     assert clusters([]).label.tolist() == []
 
 
