@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from midigpt.files import UserError, replacing
 from midigpt.midi_bytes import PEDAL, Events, MidiError, check_length, clock, readable, scan, split_file
-from midigpt.score import IntArray, Score, Track, cut_repeats
+from midigpt.score import NO_PEDAL, IntArray, Score, Track, cut_repeats
 
 DRUM_CHANNEL = 9  # counted from 0; "channel 10" in print
 FINE_TICKS = 480  # ticks per beat to write with at least, as sequencers expect
@@ -86,12 +86,10 @@ def _tracks(parts: list[_Part], events: list[Events], tick_factor: int, are_patt
         heard = [own] if are_patterns else events
         is_drum = part.channel == DRUM_CHANNEL
         program = 0 if is_drum else _program(part.channel, int(onset[0]), own, heard)
-        pedal = np.empty((0, 2), np.int64)
-        if any(part.channel in events.pedals for events in heard):
-            pedal = _pedal_intervals(part.channel, heard, int((onset + duration).max())) * tick_factor
-        tracks.append(
-            Track(program, is_drum, onset * tick_factor, duration * tick_factor, pitch, velocity, pedal, part.name)
-        )
+        pedal = _pedal_intervals(part.channel, heard, onset, duration)
+        if tick_factor != 1:
+            onset, duration, pedal = onset * tick_factor, duration * tick_factor, pedal * tick_factor
+        tracks.append(Track(program, is_drum, onset, duration, pitch, velocity, pedal, part.name))
     return tuple(tracks)
 
 
@@ -158,10 +156,12 @@ def _pedals(track: "symusic.core.TrackTick") -> IntArray:
     return np.array((controls["time"][is_pedal], controls["value"][is_pedal]), np.int64)
 
 
-def _pedal_intervals(channel: int, heard: list[Events], end: int) -> IntArray:
-    """(P, 2) ticks of down and up on a channel; a pedal never lifted is held to the end."""
+def _pedal_intervals(channel: int, heard: list[Events], onset: IntArray, duration: IntArray) -> IntArray:
+    """(P, 2) ticks of down and up on a channel; a pedal never lifted is held to the part's end."""
     tables = [events.pedals[channel] for events in heard if channel in events.pedals]
-    tick, value = np.concatenate(tables, axis=1)
+    if not tables:
+        return NO_PEDAL
+    tick, value = tables[0] if len(tables) == 1 else np.concatenate(tables, axis=1)
     if len(tables) > 1:
         order = np.argsort(tick, kind="stable")
         tick, value = tick[order], value[order]
@@ -169,6 +169,7 @@ def _pedal_intervals(channel: int, heard: list[Events], end: int) -> IntArray:
     is_down[1:] = value >= 64
     turns = tick[is_down[1:] != is_down[:-1]]  # down, up, down, ...
     if len(turns) % 2:
+        end = int((onset + duration).max())
         turns = np.append(turns, end) if turns[-1] < end else turns[:-1]
     return turns.reshape(-1, 2)
 

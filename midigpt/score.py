@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 
 
-def _no_pedal() -> IntArray:
-    return np.empty((0, 2), np.int64)
+NO_PEDAL: IntArray = np.empty((0, 2), np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +24,7 @@ class Track:
     duration: IntArray  # (N,) ticks
     pitch: IntArray  # (N,) MIDI note number, 0..127
     velocity: IntArray  # (N,) 1..127
-    pedal: IntArray = field(default_factory=_no_pedal)  # (P, 2) ticks: sustain pedal down, up
+    pedal: IntArray = field(default_factory=lambda: NO_PEDAL)  # (P, 2) ticks: sustain pedal down, up
     name: str = ""
 
     def __len__(self) -> int:
