@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,10 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from midigpt.documents import read_songs
+from midigpt.documents import Split, read_songs
 from midigpt.files import parse_arguments
 from midigpt.index import songs
 from midigpt.tokenizer import DTYPE, LINES_AT_ONCE, LineEncoder, load_tokenizer
+from midigpt.train_data import make_train_bin
 
 MIB_OF_RSS = 2**20 if sys.platform == "darwin" else 2**10  # in units of ru_maxrss
 
@@ -72,6 +74,20 @@ def by_lines(texts: Iterator[str], root: Path) -> Iterator[bytes]:
     yield encoder(lines)[0].tobytes()
 
 
+def in_workers(root: Path, workers: int) -> Row:
+    """The whole of train-bin, with the start of its workers; into a folder that goes again."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in ("data", "cache"):
+            Path(scratch, name).symlink_to((root / name).resolve())
+        _, meta = load_tokenizer(root)
+        wall, cpu = time.perf_counter(), time.process_time()
+        make_train_bin(Path(scratch), Split(meta["val_fraction"], meta["seed"]), workers)
+        wall = time.perf_counter() - wall
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = time.process_time() - cpu + used.ru_utime + used.ru_stime
+    return Row(wall, cpu, used.ru_maxrss / MIB_OF_RSS, 0, 0, "")
+
+
 def measure(way: Callable[[Iterator[str], Path], Iterator[bytes]], root: Path, times: int, threads: int) -> Row:
     """Run one way over all documents, `times` times over."""
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # read when the tokenizer first works
@@ -107,6 +123,10 @@ def main(args: Args) -> None:
         ratio = f"{rows['plain'].wall * times / row.wall:.1f}" if "plain" in rows else ""
         speed = f"{row.characters / row.wall / 1e6:.1f} | {row.lines / row.wall / 1e6:.2f}"
         print(f"| {name} | {row.wall:.1f} | {row.cpu:.1f} | {speed} | {row.peak:.0f} | {ratio} |", flush=True)
+    if threads > 1:
+        row = in_workers(args.root, threads)
+        ratio = f"{rows['plain'].wall / row.wall:.1f}"
+        print(f"| train-bin, {threads} workers | {row.wall:.1f} | {row.cpu:.1f} | | | {row.peak:.0f} | {ratio} |")
     sums = {row.sha256 for name, row in rows.items() if "by lines" in name or name == "plain"}
     documents = f"{rows['plain'].lines} lines, {rows['plain'].characters} characters"
     print(f"\n{documents}; the tokens are {'identical' if len(sums) == 1 else 'DIFFERENT'}")

@@ -5,22 +5,29 @@ NAME.docs.npy, int64 of shape (D, 2): for each document the position of its star
 first token after the header. train/meta.json says what they were made from.
 """
 
-from collections.abc import Iterator
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from itertools import count, groupby, islice
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from midigpt import workers
 from midigpt.documents import Split, is_drawn, read_songs
 from midigpt.files import UserError, make, read_json, replacing, write_json
-from midigpt.index import songs, totals
+from midigpt.index import Song, songs, totals
 from midigpt.language import LANGUAGE, keep_fields, split_header
 from midigpt.score import IntArray
-from midigpt.tokenizer import DTYPE, LINES_AT_ONCE, START, LineEncoder, Tokens, load_tokenizer
+from midigpt.tokenizer import DTYPE, START, LineEncoder, Tokens, file_sha256, load_tokenizer, tokenizer_path
 
+SONGS_AT_ONCE = 64
 DROP_FIELD = 0.25  # of the header's fields, so that a model can be asked with any subset of them
 
 
@@ -37,7 +44,7 @@ class Counts:
     notes: int
 
 
-def make_train_bin(root: Path, split: Split) -> tuple[Counts, Counts]:
+def make_train_bin(root: Path, split: Split, processes: int = 1) -> tuple[Counts, Counts]:
     """Pack all documents as tokens; returns the counts of the training and of the validation side.
 
     The same documents, tokenizer and split give the same bytes. Raises UserError where something is missing
@@ -52,17 +59,16 @@ def make_train_bin(root: Path, split: Split) -> tuple[Counts, Counts]:
             f' songs that would now be held out; learn it again with: make tokenizer ARGS="{flags}"'
         )
     folder = root / "train"
-    encoder = LineEncoder(tokenizer)
-    with _packer(folder, "train", encoder) as train, _packer(folder, "val", encoder) as val:
-        everything = tqdm(songs(root), desc="train-bin", total=totals(root, 0)[0], unit="song", disable=None)
-        for song, texts in read_songs(root, everything):
-            side = val if split.is_val(song) else train
-            side.songs += 1
-            for number, text in enumerate(texts, start=1):
-                header, body = split_header(text)
-                side.add(_header(header, f"{song.name}_{number}", is_val=side is val), body)
-        train.flush()
-        val.flush()
+    pack = partial(pack_songs, root=root, split=split)
+    with (
+        _writer(folder, "train") as train,
+        _writer(folder, "val") as val,
+        tqdm(desc="train-bin", total=totals(root, 0)[0], unit="song", disable=None) as bar,
+    ):
+        for packed in _in_order(_tasks(songs(root)), pack, processes):
+            for side, some in zip((train, val), packed, strict=True):
+                side.add(some)
+                bar.update(some.songs)
         (folder / "meta.json").unlink(missing_ok=True)  # until the files it describes have their names
     counts = train.counts(), val.counts()
     write_json(
@@ -79,42 +85,103 @@ def make_train_bin(root: Path, split: Split) -> tuple[Counts, Counts]:
     return counts
 
 
-class _Packer:
-    """Writes documents of one side. Nothing grows with their number: both files are written as it goes."""
+@dataclass(frozen=True)
+class Task:
+    """Songs to pack together: some, or those of a shard."""
 
-    def __init__(self, encoder: LineEncoder, out: IO[bytes], docs: IO[bytes]) -> None:
-        self._encoder, self._out, self._docs = encoder, out, docs
-        self._lines: list[str] = []  # of documents to be encoded
-        self._begins: list[int] = []  # where in these lines each document begins
-        self.songs = self._documents = self._tokens = self._notes = 0
+    number: int
+    songs: tuple[Song, ...]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Documents of one side as tokens."""
+
+    songs: int
+    notes: int
+    tokens: bytes  # DTYPE
+    docs: IntArray  # (D, 2) of each its start token, and the first after its header
+
+
+def _tasks(chosen: Iterable[Song]) -> Iterator[Task]:
+    number = count()
+    for shard, some in groupby(chosen, key=lambda song: song.shard):
+        while part := tuple(islice(some, SONGS_AT_ONCE if shard is None else None)):
+            yield Task(next(number), part)
+
+
+def _in_order(
+    tasks: Iterable[Task], pack: Callable[[Task], tuple[Packed, Packed]], processes: int
+) -> Iterator[tuple[Packed, Packed]]:
+    """The results of tasks in their order, whoever is done first."""
+    if processes == 1:
+        yield from map(pack, tasks)
+        return
+    early: dict[int, tuple[Packed, Packed]] = {}
+    due = 0
+    for task, result in workers.run(pack, tasks, processes):
+        if isinstance(result, workers.Died):
+            raise UserError(f"a worker died while it packed songs ({result}); try fewer: --workers 1")
+        early[task.number] = result
+        while due in early:
+            yield early.pop(due)
+            due += 1
+
+
+def pack_songs(task: Task, root: Path, split: Split) -> tuple[Packed, Packed]:
+    """The training and the validation side of some songs. A process remembers the lines it has encoded."""
+    if multiprocessing.parent_process():
+        os.environ["RAYON_NUM_THREADS"] = "1"  # the other cores have workers of their own
+    lines: tuple[list[str], list[str]] = [], []
+    begins: tuple[list[int], list[int]] = [], []  # where in these lines each document begins
+    songs_of, notes = [0, 0], [0, 0]
+    for song, texts in read_songs(root, task.songs):
+        side = int(split.is_val(song))
+        songs_of[side] += 1
+        for number, text in enumerate(texts, start=1):
+            header, body = split_header(text)
+            begins[side].append(len(lines[side]))
+            header = _header(header, f"{song.name}_{number}", is_val=side == 1)
+            lines[side].extend((START, header, *body.splitlines(keepends=True)))
+            notes[side] += body.count("|")
+    packed = []
+    for side in (0, 1):
+        tokens, lengths = _encoder(tokenizer_path(root), file_sha256(tokenizer_path(root)))(lines[side])
+        position = np.append(0, np.cumsum(lengths))  # of each line
+        first = np.array(begins[side], np.int64)
+        docs = np.stack([position[first], position[first + 2]], axis=1)
+        packed.append(Packed(songs_of[side], notes[side], tokens.tobytes(), docs))
+    return packed[0], packed[1]
+
+
+@lru_cache(maxsize=1)
+def _encoder(path: Path, sha256: str) -> LineEncoder:
+    return LineEncoder(Tokenizer.from_file(str(path)))
+
+
+class _Writer:
+    """Writes one side. Nothing grows with the number of documents: both files are written as they come."""
+
+    def __init__(self, out: IO[bytes], docs: IO[bytes]) -> None:
+        self._out, self._docs = out, docs
+        self._songs = self._documents = self._tokens = self._notes = 0
         self._write_docs_header()
 
-    def add(self, header: str, body: str) -> None:
-        self._begins.append(len(self._lines))
-        self._lines += START, header, *body.splitlines(keepends=True)
-        self._notes += body.count("|")
-        if len(self._lines) >= LINES_AT_ONCE:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what was added so far."""
-        tokens, lengths = self._encoder(self._lines)
-        position = self._tokens + np.append(0, np.cumsum(lengths))  # of each line
-        begins = np.array(self._begins, np.int64)
-        self._out.write(tokens.tobytes())
-        self._docs.write(np.stack([position[begins], position[begins + 2]], axis=1).astype("<i8").tobytes())
-        self._tokens += len(tokens)
-        self._documents += len(begins)
-        self._lines, self._begins = [], []
+    def add(self, some: Packed) -> None:
+        self._out.write(some.tokens)
+        self._docs.write((some.docs + self._tokens).astype("<i8").tobytes())
+        self._songs += some.songs
+        self._documents += len(some.docs)
+        self._tokens += len(some.tokens) // DTYPE.itemsize
+        self._notes += some.notes
 
     def finish(self) -> None:
-        """Write what is left, and into the header of the list of documents how many they are."""
-        self.flush()
+        """Write into the header of the list of documents how many they are."""
         self._docs.seek(0)
         self._write_docs_header()
 
     def counts(self) -> Counts:
-        return Counts(self.songs, self._documents, self._tokens, self._notes)
+        return Counts(self._songs, self._documents, self._tokens, self._notes)
 
     def _write_docs_header(self) -> None:
         # Its length does not depend on the number: the format leaves room for an array to grow.
@@ -123,16 +190,16 @@ class _Packer:
 
 
 @contextmanager
-def _packer(folder: Path, name: str, encoder: LineEncoder) -> Iterator[_Packer]:
+def _writer(folder: Path, name: str) -> Iterator[_Writer]:
     with (
         replacing(folder / f"{name}.bin") as bin_path,
         replacing(folder / f"{name}.docs.npy") as docs_path,
         bin_path.open("wb") as out,
         docs_path.open("wb") as docs,
     ):
-        packer = _Packer(encoder, out, docs)
-        yield packer
-        packer.finish()
+        writer = _Writer(out, docs)
+        yield writer
+        writer.finish()
 
 
 def _header(header: str, document: str, is_val: bool) -> str:

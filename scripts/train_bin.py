@@ -3,12 +3,13 @@
 Example: python scripts/train_bin.py --val-fraction 0.1
 """
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from midigpt.documents import Split
-from midigpt.files import locked, parse_arguments
+from midigpt.files import UserError, locked, parse_arguments
 from midigpt.train_data import make_train_bin
 
 
@@ -20,12 +21,16 @@ class Args:
     """Share of the songs held out for validation; as given to the tokenizer."""
     seed: int = 0
     """Chooses which songs are held out; as given to the tokenizer."""
+    workers: int = os.cpu_count() or 1
+    """Worker processes; each takes 200 MB."""
 
 
 def main(args: Args) -> None:
+    if args.workers < 1:
+        raise UserError("--workers must be at least 1")
     start = time.perf_counter()
     with locked(args.root):
-        train, val = make_train_bin(args.root, Split(args.val_fraction, args.seed))
+        train, val = make_train_bin(args.root, Split(args.val_fraction, args.seed), args.workers)
     if not val.songs:
         print(
             "  no song is held out, so training can't tell how well it does;"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from midigpt import tokenizer as tokenizer_module
 from midigpt import train_data
 from midigpt.dataset import Options, make_dataset
 from midigpt.documents import Split, read_songs
@@ -205,10 +206,14 @@ def test_train_bin_is_plain_uint16_with_every_document(prepared: Path) -> None:
     assert meta["train"]["songs"] + meta["val"]["songs"] == 30 and meta["val"]["songs"] > 0
 
 
-def test_train_bin_is_the_same_whatever_is_done_at_once(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_train_bin_is_the_same_whatever_is_done_at_once(
+    work: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
     before = {path.name: path.read_bytes() for path in (work / "train").iterdir()}
-    monkeypatch.setattr(train_data, "LINES_AT_ONCE", 50)
-    make_train_bin(work, SPLIT)
+    monkeypatch.setattr(train_data, "SONGS_AT_ONCE", 3)
+    monkeypatch.setattr(tokenizer_module, "LINES_AT_ONCE", 50)
+    make_train_bin(work, SPLIT, processes)
     assert {path.name: path.read_bytes() for path in (work / "train").iterdir()} == before
     with (work / "again.npy").open("wb") as file:
         np.save(file, np.load(work / "train" / "train.docs.npy"))
