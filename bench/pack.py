@@ -80,11 +80,12 @@ def in_workers(root: Path, workers: int) -> Row:
         for name in ("data", "cache"):
             Path(scratch, name).symlink_to((root / name).resolve())
         _, meta = load_tokenizer(root)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         wall, cpu = time.perf_counter(), time.process_time()
         make_train_bin(Path(scratch), Split(meta["val_fraction"], meta["seed"]), workers)
         wall = time.perf_counter() - wall
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = time.process_time() - cpu + used.ru_utime + used.ru_stime
+        cpu = time.process_time() - cpu + used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
     return Row(wall, cpu, used.ru_maxrss / MIB_OF_RSS, 0, 0, "")
 
 
