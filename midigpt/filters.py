@@ -51,13 +51,13 @@ class Filters:
         seconds = score.end / score.ticks_per_beat * 60 / score.tempo_bpm if self.max_seconds else 0
         if seconds > self.max_seconds:
             raise FilteredError(f"lasts {seconds:.0f} s, more than --max-seconds {self.max_seconds:g}")
-        tracks = [track for track in score.tracks if self._is_kept(track)]
+        score = replace(score, tracks=tuple(track for track in score.tracks if self._is_kept(track)))
         if self.merge:
-            tracks = _merged(replace(score, tracks=tuple(tracks)))
-        tracks = [track for track in tracks if len(track) >= self.min_notes]
-        if not tracks:
+            score = _merged(score)
+        score = replace(score, tracks=tuple(track for track in score.tracks if len(track) >= self.min_notes))
+        if not score.tracks:
             raise FilteredError(f"has nothing that the filters keep ({self})")
-        return replace(score, tracks=tuple(tracks))
+        return score
 
     def _is_kept(self, track: Track) -> bool:
         if track.is_drum and not self.drums:
@@ -68,19 +68,20 @@ class Filters:
         return not names.isdisjoint(self.instruments.split(","))
 
 
-def _merged(score: Score) -> list[Track]:
-    """The pitched tracks as one, with the program of the largest, in front of the drums.
+def _merged(score: Score) -> Score:
+    """The pitched tracks as one, with the program of the largest, in front of the drums; in normal form.
 
     Pedals hold each track's own notes, so they become lengths first.
     """
-    pitched = [track for track in score.tracks if not track.is_drum and len(track)]
+    normal = normalise(score)
+    pitched = [track for track in normal.tracks if not track.is_drum]
     if not pitched:
-        return list(score.tracks)
-    normal = normalise(replace(score, tracks=tuple(pitched)))
+        return normal
     onset, duration, pitch, velocity = (
-        np.concatenate([getattr(track, column) for track in normal.tracks])
+        np.concatenate([getattr(track, column) for track in pitched])
         for column in ("onset", "duration", "pitch", "velocity")
     )
     order = np.lexsort((pitch, onset))
     program = max(pitched, key=len).program
-    return [Track(program, False, onset[order], duration[order], pitch[order], velocity[order])]
+    merged = Track(program, False, onset[order], duration[order], pitch[order], velocity[order])
+    return replace(normal, tracks=(merged, *(track for track in normal.tracks if track.is_drum)))

@@ -81,12 +81,12 @@ def report(summary: Summary, dedupe: Dedupe, seconds: float) -> None:
         more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
         print(f"  refused {len(files)}: {kind}: {', '.join(files[:SHOWN])}{more}")
     if summary.rescued:
-        print(f"  saved {summary.rescued} damaged files as far as they are whole; make doctor names them")
+        print(f"  damaged, read as far as whole: {summary.rescued}; make doctor names them")
     if summary.filtered:
-        print(f"  left out {summary.filtered} files that the filters keep nothing of")
+        print(f"  left out by the filters: {summary.filtered}")
     if summary.songs < summary.files:
-        left_out = f"{summary.duplicates} files are duplicates and left out (--dedupe {dedupe})"
-        print(f"  {summary.files} files hold {summary.songs} different songs; {left_out}")
+        print(f"  {summary.files} files hold {summary.songs} different songs;", end=" ")
+        print(f"left out as duplicates: {summary.duplicates} (--dedupe {dedupe})")
     if summary.refused and not summary.files and not summary.left:
         raise UserError(f"no file could be converted: all {len(summary.refused)} are refused")
     print(

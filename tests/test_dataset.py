@@ -147,7 +147,7 @@ def test_one_bad_file_costs_only_itself(tmp_path: Path) -> None:
     index_files(tmp_path)
     out = ok(run_script("scripts/dataset.py", "--root", tmp_path))
     assert "refused 1: is not a MIDI file: text.mid" in out and "4 files converted" in out
-    assert "saved 1 damaged files" in out
+    assert "read as far as whole: 1" in out
     assert verdicts(tmp_path)["text.mid"] == ("refused", "is not a MIDI file (it has no MThd header)", None)
     assert "is cut off (20 bytes are missing)" in str(verdicts(tmp_path)["cut.mid"])
     again = ok(run_script("scripts/dataset.py", "--root", tmp_path))
