@@ -147,7 +147,7 @@ def _reconcile(index: sqlite3.Connection, data: Folder, options: Options, is_sha
 
 def _reconcile_files(index: sqlite3.Connection, there: set[str]) -> set[str]:
     """The documents there should be."""
-    index.execute("DELETE FROM shards")
+    index.execute("DELETE FROM shards WHERE number > 0")  # without a condition it writes even if there is none
     index.execute("UPDATE files SET state = 'new', shard = NULL WHERE shard IS NOT NULL")
     expected: set[str] = set()
     lacking = []

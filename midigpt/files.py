@@ -26,7 +26,11 @@ def _say(kind: type[BaseException], error: BaseException, trace: TracebackType |
     elif isinstance(error, OSError) and error.filename:
         print(f"{Path(sys.argv[0]).name}: {error.filename} can't be used ({error.strerror})", file=sys.stderr)
     elif issubclass(kind, sqlite3.OperationalError):
-        print(f"{Path(sys.argv[0]).name}: the index can't be used ({error})", file=sys.stderr)
+        print(
+            f"{Path(sys.argv[0]).name}: cache/index.sqlite can't be used ({error}); mend that, and run the same"
+            " command again",
+            file=sys.stderr,
+        )
     elif issubclass(kind, sqlite3.DatabaseError):
         again = "delete cache/index.sqlite and run: make index dataset"
         print(f"{Path(sys.argv[0]).name}: the index is damaged ({error}); {again}", file=sys.stderr)
