@@ -22,6 +22,7 @@ from midigpt.score import Score
 from midigpt.storage import Folder
 
 UNREADABLE = "can't be read"  # as the reason of a refusal; it may pass
+TOO_LARGE = "needs more memory than a worker has (--memory-limit)"
 BATCH_NOTES = 16384  # to encode at once
 
 _alone = threading.Lock()  # the time limit is the process's, so one thread at a time converts
@@ -136,16 +137,17 @@ def _score(content: bytes | OSError, filters: Filters) -> tuple[Score, str] | Ou
     except MidiError as error:
         return Outcome("refused", str(error))
     except MemoryError:
-        return Outcome("refused", "needs more memory than a worker has")
+        return Outcome("refused", TOO_LARGE)
 
 
 def _encoded(batch: _Batch, remarks: dict[int, str], outcomes: dict[int, Outcome]) -> dict[int, list[Document]]:
     """The documents of a batch by place. A score that can't be written spoils no other."""
     try:
         encoded = dict(zip(batch.scores, encode_batch(list(batch.scores.values())), strict=True))
-    except LanguageError as error:
+    except (LanguageError, MemoryError) as error:
         if len(batch.scores) == 1:
-            outcomes.update(dict.fromkeys(batch.scores, Outcome("refused", str(error))))
+            reason = str(error) if isinstance(error, LanguageError) else TOO_LARGE
+            outcomes.update(dict.fromkeys(batch.scores, Outcome("refused", reason)))
             return {}
         singles = [_Batch({place: score}) for place, score in batch.scores.items()]
         return {place: texts for one in singles for place, texts in _encoded(one, remarks, outcomes).items()}

@@ -36,12 +36,11 @@ from midigpt.workers import Died
 Dedupe = Literal["off", "exact", "music"]
 
 CHUNK_FILES = 16  # to a task, where each document is a file
-SHARD_FILES = 500  # to a shard, which is a task
 DUPLICATE_SHARE = 0.5  # of a file's music that must be in another for it to be left out
 CRASHED = "crashed the reader"  # as the reason of a refusal; it may pass
 COMMIT_SECONDS = 1.0  # outcomes younger than this are lost by a kill, and made again
 MANIFEST = "manifest.json"
-_DOCUMENT = re.compile(r".+_[1-9]\d*\.txt|shard-\d+\.txt|manifest\.json", re.DOTALL)
+_DOCUMENT = re.compile(r".*_[1-9]\d*\.txt|shard-\d+\.txt|manifest\.json", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,7 @@ class Options:
     limit: int | None = None  # files to convert at most
     data: str = ""  # another place for data, a path or URL, to be remembered
     shards: bool = False
+    shard_files: int = 500  # to a new shard, which is a task
     dedupe: Dedupe = "music"
     filters: Filters = field(default_factory=Filters)
     executor: Executor = field(default_factory=Executor)
@@ -87,7 +87,7 @@ def make_dataset(root: Path, options: Options = DEFAULT) -> Summary:
         left = max(len(ids) - (options.limit or len(ids)), 0)
         ids = ids[: options.limit]
         if is_sharded:
-            _assign_shards(index, ids)
+            _assign_shards(index, ids, options.shard_files)
         convert = partial(
             convert_chunk,
             raw_data=data_folder(index, root, "raw_data"),
@@ -97,9 +97,7 @@ def make_dataset(root: Path, options: Options = DEFAULT) -> Summary:
         )
         chunks = list(_shard_chunks(index, ids) if is_sharded else _chunks(index, ids))
         converted = _run(index, convert, options, chunks, len(ids))
-        unmarked = "SELECT 1 FROM files WHERE state = 'converted' AND song IS NULL"
-        if setting(index, "dedupe") != options.dedupe or index.execute(unmarked).fetchone():
-            _mark_duplicates(index, options.dedupe)
+        _mark_duplicates(index, options.dedupe)
         if is_sharded:
             _write_manifest(index, data)
         data.close()
@@ -131,8 +129,6 @@ def _reconcile(index: sqlite3.Connection, data: Folder, options: Options, is_sha
         index.execute("DELETE FROM shards WHERE number IN (SELECT shard FROM files WHERE state = 'removed')")
         index.execute("DELETE FROM prints WHERE name IN (SELECT name FROM files WHERE state = 'removed')")
         gone = index.execute("DELETE FROM files WHERE state = 'removed'").rowcount
-        if gone:
-            set_setting(index, "dedupe", "")  # a file that others are duplicates of may be among them
         index.execute(
             "UPDATE files SET state = 'new' WHERE state IN ('converted', 'refused', 'filtered') AND recipe != ?"
             " OR state = 'refused' AND (reason LIKE ? OR reason LIKE ? OR reason LIKE ? AND reason != ?)",
@@ -151,7 +147,7 @@ def _reconcile(index: sqlite3.Connection, data: Folder, options: Options, is_sha
 
 def _reconcile_files(index: sqlite3.Connection, there: set[str]) -> set[str]:
     """The documents there should be."""
-    index.execute("DELETE FROM shards")
+    index.execute("DELETE FROM shards WHERE number > 0")  # without a condition it writes even if there is none
     index.execute("UPDATE files SET state = 'new', shard = NULL WHERE shard IS NOT NULL")
     expected: set[str] = set()
     lacking = []
@@ -178,12 +174,12 @@ def _reconcile_shards(index: sqlite3.Connection, there: set[str]) -> set[str]:
     return {shard_name(number) for number, songs in rows if songs and number in whole} | {MANIFEST}
 
 
-def _assign_shards(index: sqlite3.Connection, ids: list[int]) -> None:
+def _assign_shards(index: sqlite3.Connection, ids: list[int], size: int) -> None:
     """Give new files a shard, once and for all, so that every later run makes the same ones."""
     with index:
         (last,) = index.execute("SELECT coalesce(max(shard), 0) FROM files").fetchone()
         fresh = [i for i in ids if _shard_of(index, i) is None]
-        for number, some in enumerate(_slices(fresh, SHARD_FILES), start=last + 1):
+        for number, some in enumerate(_slices(fresh, size), start=last + 1):
             index.executemany("UPDATE files SET shard = ? WHERE rowid = ?", [(number, i) for i in some])
 
 
@@ -304,7 +300,15 @@ def _mark_duplicates(index: sqlite3.Connection, dedupe: Dedupe) -> None:
     All files with some of the same music are one song, whether or not duplicates are left out: so they are on one
     side of every split. A duplicate is a file most of which is in another that is kept, which has at least as
     many notes; so an arrangement of its own stays, and no music is lost.
+
+    Does nothing where neither the files nor what is wanted have changed: a file that is new or changed has no
+    song, and one that is no longer there, or refused now, is missing from the number of them.
     """
+    converted = "FROM files WHERE state = 'converted'"
+    (count, marked) = index.execute(f"SELECT count(*), count(song) {converted}").fetchone()
+    done = f"{dedupe} {count}"
+    if count == marked and setting(index, "dedupe") == done:
+        return
     query = "SELECT name, notes, exact, music, grams FROM files JOIN prints USING (name) WHERE state = 'converted'"
     rows = index.execute(f"{query} ORDER BY name").fetchall()
     files = [_Music(row[0], row[1], row[2], row[3], np.frombuffer(row[4], np.uint32)) for row in rows]
@@ -323,7 +327,7 @@ def _mark_duplicates(index: sqlite3.Connection, dedupe: Dedupe) -> None:
             marks.append((name, original, file.name))
     with index:
         index.executemany("UPDATE files SET song = ?, duplicate_of = ? WHERE name = ?", marks)
-        set_setting(index, "dedupe", dedupe)
+        set_setting(index, "dedupe", done)
 
 
 @dataclass(frozen=True)

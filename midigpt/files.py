@@ -6,7 +6,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -26,7 +26,14 @@ def _say(kind: type[BaseException], error: BaseException, trace: TracebackType |
     elif isinstance(error, OSError) and error.filename:
         print(f"{Path(sys.argv[0]).name}: {error.filename} can't be used ({error.strerror})", file=sys.stderr)
     elif issubclass(kind, sqlite3.OperationalError):
-        print(f"{Path(sys.argv[0]).name}: the index can't be used ({error})", file=sys.stderr)
+        print(
+            f"{Path(sys.argv[0]).name}: cache/index.sqlite can't be used ({error}); mend that, and run the same"
+            " command again",
+            file=sys.stderr,
+        )
+    elif issubclass(kind, sqlite3.DatabaseError):
+        again = "delete cache/index.sqlite and run: make index dataset"
+        print(f"{Path(sys.argv[0]).name}: the index is damaged ({error}); {again}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 
@@ -60,18 +67,18 @@ def locked(root: Path) -> Iterator[None]:
         raise UserError(f"{root} does not exist; make that folder, and raw_data in it for your MIDI files")
     path = root / "cache" / "lock"
     path.parent.mkdir(exist_ok=True)
-    with path.open("a+") as file:
+    with path.open("ab+", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
-            other = file.read().strip() or "unknown"
+            other = file.read().decode().strip() or "unknown"
             raise UserError(
                 f"another command is at work in {root.resolve()} (process {other}); wait for it, or stop it"
             ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        with suppress(OSError):  # on a full disk a second command does not learn who the first is
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n".encode())
         yield
 
 
@@ -79,13 +86,20 @@ def locked(root: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its name when the block ends well, and goes when it fails.
 
-    So nobody ever sees half a file under its final name. What a kill leaves is overwritten the next time.
+    So nobody ever sees half a file under its final name. What a kill leaves is overwritten the next time. Raises
+    UserError where there is no room for it.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if error.filename:  # says itself which file it is about
+            raise
+        raise UserError(
+            f"{path} can't be written ({error.strerror or error}); mend that, and run the same command again"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 

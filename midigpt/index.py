@@ -43,6 +43,7 @@ MAX_NAME_BYTES = 200  # file systems end at 255; "_123.txt" and the path's hash 
 
 _VERSION = 2  # of the schema
 _SCHEMA = f"""
+BEGIN;
 CREATE TABLE IF NOT EXISTS files (
     path PRIMARY KEY NOT NULL,
     name TEXT NOT NULL UNIQUE,
@@ -75,6 +76,7 @@ CREATE TABLE IF NOT EXISTS shards (
 );
 CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL);
 PRAGMA user_version = {_VERSION};
+COMMIT;
 """
 # Of files: those to be learned from. "+" keeps SQLite from looking them up by state, which would need sorting.
 _USED = "+state = 'converted' AND duplicate_of IS NULL"
@@ -119,7 +121,8 @@ def setting(index: sqlite3.Connection, key: str, default: str = "") -> str:
 
 
 def set_setting(index: sqlite3.Connection, key: str, value: str) -> None:
-    index.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))
+    if setting(index, key) != value:  # a run that has nothing to do writes nothing
+        index.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (key, value))
 
 
 def data_folder(index: sqlite3.Connection, root: Path, key: str) -> Folder:
@@ -144,14 +147,14 @@ def index_files(root: Path, raw_data: str = "") -> Counter[str]:
         folder = Folder(raw_data) if raw_data else data_folder(connection, root, "raw_data")
         _check(folder)
         found = dict(sorted(folder.find(EXTENSIONS)))
-        count = _update(connection, folder, found)
         if raw_data:
             set_setting(connection, "raw_data", raw_data)
-            connection.commit()
-        return count
+        return _update(connection, folder, found)
 
 
 def _check(raw_data: Folder) -> None:
+    if not raw_data.is_remote and Path(raw_data.location).is_file():
+        raise UserError(f"{raw_data} is a file; your MIDI files belong into a folder of that name")
     if not raw_data.exists():
         raise UserError(f"{raw_data} does not exist; make that folder and put MIDI files into it")
 

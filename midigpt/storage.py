@@ -1,9 +1,10 @@
 """Folders on a disk or in an object store: raw_data and data may be a path or a URL that fsspec knows (s3://...)."""
 
+import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -47,7 +48,7 @@ class Folder:
         """Make the folder, and clear away what an interrupted run has left in it."""
         if not self.is_remote:
             shutil.rmtree(Path(self.location, TEMPORARY), ignore_errors=True)
-            Path(self.location, TEMPORARY).mkdir(parents=True)
+            Path(self.location, TEMPORARY).mkdir(parents=True, exist_ok=True)
 
     def close(self) -> None:
         if not self.is_remote:
@@ -71,7 +72,7 @@ class Folder:
         Raises UserError where a folder can't be listed.
         """
         try:
-            for path, entry in self._find_remote() if self.is_remote else _walk(self.location, "", set()):
+            for path, entry in self._find_remote() if self.is_remote else _walk(self.location):
                 name = path.rpartition("/")[2]
                 # "._NAME" is what macOS writes beside NAME on foreign disks; no MIDI, whatever its ending.
                 if name.lower().endswith(extensions) and not name.startswith("._"):
@@ -135,6 +136,8 @@ def _read(path: str) -> bytes | OSError:
             return file.read()
     except OSError as error:
         return error
+    except MemoryError:
+        return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
 
 def _write(path: str, content: bytes) -> None:
@@ -148,19 +151,34 @@ def _write(path: str, content: bytes) -> None:
         os.close(file)
 
 
-def _walk(folder: str, prefix: str, seen: set[str]) -> Iterator[tuple[str, Any]]:
-    """(path, what gives its entry) of every file; links are followed once."""
-    real = os.path.realpath(folder)
-    if real in seen:
-        return
-    seen.add(real)
-    with os.scandir(folder) as listing:
-        entries = sorted(listing, key=lambda entry: entry.name)
-    for entry in entries:
-        if entry.is_dir():
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", seen)
-        elif entry.is_file():
-            yield prefix + entry.name, lambda entry=entry: _entry(entry.stat())
+def _walk(location: str) -> Iterator[tuple[str, Any]]:
+    """(path, what gives its entry) of every file; links are followed once, and those to nowhere passed over."""
+    seen = set()
+    folders = [(location, "")]
+    while folders:
+        folder, prefix = folders.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+        below = []
+        for entry in entries:
+            if _is(entry.is_dir):
+                below.append((entry.path, f"{prefix}{entry.name}/"))
+            elif _is(entry.is_file):
+                yield prefix + entry.name, lambda entry=entry: _entry(entry.stat())
+        folders += reversed(below)
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    try:
+        return question()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            return False
+        raise
 
 
 def _entry(status: os.stat_result) -> Entry:

@@ -74,7 +74,7 @@ def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenize
     path = tokenizer_path(root)
     meta = path.with_suffix(".meta.json")
     with replacing(path) as temporary:
-        tokenizer.save(str(temporary))
+        temporary.write_text(tokenizer.to_str(pretty=True), encoding="utf-8", newline="\n")
         meta.unlink(missing_ok=True)  # until the file it describes has its name
     write_json(
         meta,

@@ -1,5 +1,6 @@
 """Worker processes that survive one another: a crash in a C library costs the task at hand, no other."""
 
+import fcntl
 import multiprocessing
 import os
 import resource
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from midigpt.files import UserError
@@ -31,7 +33,9 @@ class Died:
     def __str__(self) -> str:
         if self.exit_code is None:
             return "several times"
-        return f"signal {-self.exit_code}" if self.exit_code < 0 else f"exit code {self.exit_code}"
+        if self.exit_code >= 0:
+            return f"exit code {self.exit_code}"
+        return f"signal {-self.exit_code}: {signal.strsignal(-self.exit_code)}"
 
 
 @dataclass
@@ -61,14 +65,14 @@ def run(
         while any(worker.tasks for worker in crew) or waiting:
             for worker in crew:
                 while waiting and len(worker.tasks) < AHEAD:
-                    with suppress(BrokenPipeError):  # it died; noticed below
+                    with suppress(ConnectionError):  # it died; noticed below
                         worker.connection.send(waiting[0])
                     worker.tasks.append(waiting.popleft())
             for ready in wait([worker.connection for worker in crew if worker.tasks]):
                 worker = next(worker for worker in crew if worker.connection is ready)
                 try:
                     result = worker.connection.recv()
-                except (EOFError, ConnectionResetError):
+                except (EOFError, OSError):  # it died, maybe in mid-answer
                     worker.process.join()
                     if not worker.is_ready:
                         code = worker.process.exitcode
@@ -104,25 +108,44 @@ def _start(
 
 
 def _serve(function: Callable[[Task], Result], connection: Connection, memory_limit: float) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _end_with_parent()
+    tasks: SimpleQueue[Task] = SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, tasks), daemon=True).start()
     if memory_limit:
         _limit_memory(int(memory_limit * 2**30))
-    with suppress(EOFError, ConnectionError):  # the parent is gone
+    with suppress(ConnectionError):  # the parent is gone
         connection.send("ready")
         while True:
-            task = connection.recv()
+            task = tasks.get()
             try:
                 connection.send(function(task))
             except UserError as error:
                 connection.send(error)
 
 
+def _receive(connection: Connection, tasks: "SimpleQueue[Task]") -> None:
+    """Take tasks in as they come: if both ends waited for the other to read, they would wait forever."""
+    try:
+        while True:
+            tasks.put(connection.recv())
+    finally:  # the parent is gone
+        os._exit(1)
+
+
 def _end_with_parent() -> None:
-    """End this process when the parent ends, in mid-task too: a new run must not meet the workers of a killed one."""
+    """End this process when the parent ends, in mid-task too: a new run must not meet the workers of a killed one.
+
+    The sentinel is a pipe that closes then; for that the system sends SIGIO, which ends a process even in a C
+    library that lets no thread of Python run. Where it knows no such thing, `_receive` does it, once it is let.
+    """
     parent = multiprocessing.parent_process()
     assert parent
-    wait([parent.sentinel])
-    os._exit(1)
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    with suppress(OSError):
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    if wait([parent.sentinel], timeout=0):
+        os._exit(1)
 
 
 def _limit_memory(more: int) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from midigpt.dataset import Dedupe, Options, Summary, make_dataset
+from midigpt.dataset import DEFAULT, Dedupe, Options, Summary, make_dataset
 from midigpt.executors import Executor
 from midigpt.files import UserError, locked, parse_arguments
 from midigpt.filters import Filters
@@ -42,7 +42,9 @@ class Args:
     data: str = ""
     """Another place for data/, a path or URL (s3://bucket/folder), remembered from now on."""
     shards: bool = False
-    """Put the documents of some hundred files into one; from now on. In a store it is always so."""
+    """Put the documents of many files into one; from now on. In a store it is always so."""
+    shard_files: int = DEFAULT.shard_files
+    """Files to a shard, of those that are not in one yet."""
     executor: Literal["serial", "process", "dask"] = "process"
     """Work in this process, in worker processes, or on a Dask cluster."""
     workers: int = os.cpu_count() or 1
@@ -56,12 +58,13 @@ class Args:
 
 
 def main(args: Args) -> None:
-    if args.workers < 1 or (args.limit is not None and args.limit < 1):
-        raise UserError("--workers and --limit must be at least 1")
+    if min(args.workers, args.shard_files, 1 if args.limit is None else args.limit) < 1:
+        raise UserError("--workers, --shard-files and --limit must be at least 1")
     options = Options(
         args.limit,
         args.data,
         args.shards,
+        args.shard_files,
         args.dedupe,
         Filters(args.instruments, args.drums, args.min_notes, args.max_seconds, args.merge),
         Executor(args.executor, args.workers, args.memory_limit, args.scheduler),

@@ -27,7 +27,7 @@ def test_all_results_come() -> None:
 def test_a_crash_costs_one_task() -> None:
     results = dict(workers.run(work, range(40), 2))
     assert len(results) == 40
-    assert str(results.pop(13)) == "signal 11" and str(results.pop(14)) == "exit code 3"
+    assert str(results.pop(13)).startswith("signal 11") and str(results.pop(14)) == "exit code 3"
     assert all(result == task * task for task, result in results.items())
 
 

@@ -1,0 +1,451 @@
+"""What no file, kill or disk can break: the index, the dataset, and the steps after them.
+
+A hundred rounds of kills on a folder of your own, with any flags of scripts/dataset.py:
+
+    python -m tests.test_unbreakable FOLDER 100 --shards --shard-files 50
+"""
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from midigpt.dataset import Options, make_dataset
+from midigpt.executors import Executor
+from midigpt.files import locked
+from midigpt.index import index_files
+from midigpt.language import decode, encode
+from midigpt.midi import write_midi
+from midigpt.score import Score
+from tests.conftest import PROJECT, documents, make_songs, melody, midi_files, ok, refusal, run_script
+from tests.test_dataset import verdicts
+
+LAYOUTS = pytest.mark.parametrize("layout", [(), ("--shards", "--shard-files", "20")], ids=["files", "shards"])
+STEPS = pytest.mark.parametrize("step", ["index.py", "dataset.py", "tokenizer.py", "train_bin.py"])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All that is below a folder, by path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def tables(root: Path) -> dict[str, list[tuple[object, ...]]]:
+    """All that is in an index."""
+    index = sqlite3.connect(root / "cache" / "index.sqlite")
+    names = ("files", "prints", "shards", "settings")
+    return {name: sorted(index.execute(f"SELECT * FROM {name}"), key=repr) for name in names}
+
+
+def results(root: Path) -> dict[str, object]:
+    """All that the steps make in a working folder; the index by what it says, the lock not at all."""
+    files: dict[str, object] = dict(contents(root))
+    files.pop("cache/lock", None)
+    files["cache/index.sqlite"] = tables(root)
+    return files
+
+
+@pytest.fixture(scope="session")
+def long_songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough music for the dataset to be caught in the act: 5 different songs, the others copies."""
+    folder = tmp_path_factory.mktemp("long")
+    for number in range(200):
+        path = folder / f"{number:03}.mid"
+        if number < 5:
+            write_midi(Score(480, tuple(melody(number * 6 + part, 2000).tracks[0] for part in range(6))), path)
+        else:
+            shutil.copy(folder / f"{number % 5:03}.mid", path)
+    return folder
+
+
+# --- kills -----------------------------------------------------------------------------------------------
+
+
+def killed(command: list[str], seconds: float, rng: random.Random) -> None:
+    """Start a command and kill, after some seconds, it alone, it and its workers, or its workers alone."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    time.sleep(seconds)
+    whom = rng.choice(["parent", "group", "workers"])
+    if whom == "parent":
+        process.kill()
+    elif whom == "group":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+        for child in children.stdout.split():
+            os.kill(int(child), rng.choice([signal.SIGKILL, signal.SIGSEGV]))
+    process.wait()  # its workers may still be there when the next command starts
+
+
+def check_kills(folder: Path, raw_data: Path, rounds: dict[str, int], flags: tuple[str, ...], seed: int = 0) -> int:
+    """Kill each step so many times at random moments, then let it finish; all must be as if nothing had been.
+
+    Returns how many of the killed runs left something new.
+    """
+    rng = random.Random(seed)
+    whole, broken = folder / "whole", folder / "broken"
+    progress = 0
+    for step, number in rounds.items():
+        seconds = 0.0
+        for root in (whole, broken):
+            root.mkdir(exist_ok=True)
+            more = {"index.py": ("--raw-data", str(raw_data)), "dataset.py": ("--workers", "2", *flags)}.get(step, ())
+            command = [sys.executable, str(PROJECT / "scripts" / step), "--root", str(root), *more]
+            for _ in range(number if root == broken else 0):
+                before = contents(broken)
+                killed(command, rng.uniform(0, seconds), rng)
+                progress += contents(broken).keys() != before.keys()
+            start = time.perf_counter()
+            ok(subprocess.run(command, capture_output=True, text=True))
+            seconds = time.perf_counter() - start
+        assert results(broken) == results(whole), step
+    return progress
+
+
+@LAYOUTS
+def test_what_is_killed_is_completed_with_the_same_bytes(
+    tmp_path: Path, long_songs: Path, layout: tuple[str, ...]
+) -> None:
+    assert check_kills(tmp_path, long_songs, {"index.py": 1, "dataset.py": 4}, layout)
+
+
+def test_what_is_killed_while_it_learns_or_packs_is_completed(prepared: Path, tmp_path: Path) -> None:
+    rounds = {"index.py": 0, "dataset.py": 0, "tokenizer.py": 2, "train_bin.py": 2}
+    check_kills(tmp_path, prepared / "raw_data", rounds, ())
+
+
+def test_an_index_killed_at_any_page_is_made_by_the_next_run(tmp_path: Path) -> None:
+    make_songs(tmp_path / "raw", 3)
+    code = """
+import os, resource, signal, sys
+from pathlib import Path
+from midigpt.index import index_files
+root, raw_data = Path(sys.argv[1]), sys.argv[2]
+for pages in range(40):
+    here = root / str(pages)
+    here.mkdir()
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * pages, 1024 * pages))
+        index_files(here, raw_data)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(status, sum(index_files(here, raw_data).values()))
+"""
+    lines = ok(subprocess.run([sys.executable, "-c", code, tmp_path, tmp_path / "raw"], capture_output=True, text=True))
+    outcomes = [tuple(map(int, line.split())) for line in lines.splitlines()]
+    assert {killed for killed, _ in outcomes} <= {-signal.SIGXFSZ, 0}
+    assert sum(killed != 0 for killed, _ in outcomes) > 10
+    assert [files for _, files in outcomes] == [3] * 40
+
+
+# --- workers ---------------------------------------------------------------------------------------------
+
+
+def large(path: Path, notes: int) -> None:
+    """A file of so many notes; whole, but it takes about 0.7 s and 270 MB a million."""
+    events = b"".join(bytes([16, 0x90, pitch, 80, 32, 0x80, pitch, 0]) for pitch in range(36, 96)) * (notes // 60)
+    track = b"MTrk" + struct.pack(">I", len(events) + 4) + events + b"\0\xff\x2f\0"
+    path.write_bytes(b"MThd" + struct.pack(">IHHH", 6, 1, 1, 480) + track)
+
+
+@LAYOUTS
+@pytest.mark.parametrize(
+    ("limit", "notes", "reason"),
+    [
+        (("--time-limit", "0.5"), 3_000_000, "takes more than 0.5 s to read"),
+        (("--memory-limit", "0.2"), 1_500_000, "needs more memory than a worker has (--memory-limit)"),
+    ],
+    ids=["time", "memory"],
+)
+def test_a_file_that_takes_too_much_costs_only_itself(
+    tmp_path: Path, layout: tuple[str, ...], limit: tuple[str, ...], notes: int, reason: str
+) -> None:
+    make_songs(tmp_path / "raw_data", 5)
+    index_files(tmp_path)
+    ok(run_script("scripts/dataset.py", "--root", tmp_path, "--shards" if layout else "--no-shards"))
+    without = contents(tmp_path / "data")
+    large(tmp_path / "raw_data" / "song02a.mid", notes)
+    shutil.rmtree(tmp_path / "cache")
+    index_files(tmp_path)
+    result = run_script("scripts/dataset.py", "--root", tmp_path, "--workers", "2", *layout, *limit)
+    assert f"refused 1: {reason.partition(' (')[0]}: song02a.mid" in ok(result) and not result.stderr
+    assert verdicts(tmp_path)["song02a.mid"] == ("refused", reason, None)
+    assert contents(tmp_path / "data") == without
+
+
+# --- full disks ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """disk("2m") is a folder on a disk of that size; once more, it has another size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def resize(size: str) -> Path:
+        how = ["-o", f"remount,size={size}"] if folder.is_mount() else ["-t", "tmpfs", "-o", f"size={size}", "tmpfs"]
+        if shutil.which("mount") is None or subprocess.run(["mount", *how, folder], capture_output=True).returncode:
+            pytest.skip("needs the right to mount a small file system: run as root")
+        return folder
+
+    yield resize
+    if folder.is_mount():
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def check_full(result: subprocess.CompletedProcess[str]) -> None:
+    error = refusal(result)
+    assert any(words in error for words in ("No space left on device", "disk is full", "disk I/O error"))
+    assert result.returncode == 1 and error.count("\n") == 1 and "run the same command again" in error
+
+
+def fill(folder: Path, but: int) -> Path:
+    """Fill up a disk but for some bytes."""
+    free = os.statvfs(folder)
+    (folder / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - but))
+    return folder / "filler"
+
+
+@LAYOUTS
+def test_a_disk_that_gets_full_of_documents(
+    tmp_path: Path, long_songs: Path, disk: Callable[[str], Path], layout: tuple[str, ...]
+) -> None:
+    root = disk("3m")
+    for folder in (root, tmp_path):
+        index_files(folder, str(long_songs))
+    command = ("scripts/dataset.py", "--workers", "2", *layout, "--root")
+    ok(run_script(*command, tmp_path))
+    result = run_script(*command, root)
+    check_full(result)
+    whole = contents(tmp_path / "data")
+    left = {name: data for name, data in contents(root / "data").items() if not name.startswith(".tmp/")}
+    assert left.items() <= whole.items() and len(left) < len(whole)
+    disk("64m")
+    ok(run_script(*command, root))
+    assert contents(root / "data") == whole and tables(root) == tables(tmp_path)
+
+
+@pytest.mark.parametrize("free", [0, 4096])
+@STEPS
+def test_a_full_disk(prepared: Path, disk: Callable[[str], Path], step: str, free: int) -> None:
+    root = Path(shutil.copytree(prepared, disk("2m"), dirs_exist_ok=True))
+    make_songs(root / "raw_data" / "more", 150)
+    if step != "index.py":
+        index_files(root)
+    filler = fill(root, free)
+    flags = ("--val-fraction", "0.2") if step in ("tokenizer.py", "train_bin.py") else ()
+    before = contents(root)
+    check_full(run_script(f"scripts/{step}", "--root", root, *flags))
+    after = contents(root)
+    kept = after.keys() & before.keys() - {"cache/lock", "cache/index.sqlite"}
+    assert all(after[name] == before[name] for name in kept)
+    filler.unlink()
+    ok(run_script(f"scripts/{step}", "--root", root, *flags))
+    assert not [name for name in contents(root) if ".tmp" in name or "journal" in name]
+
+
+# --- one at a time ---------------------------------------------------------------------------------------
+
+
+@STEPS
+def test_a_second_command_says_who_is_at_work(prepared: Path, step: str) -> None:
+    with locked(prepared):
+        result = run_script(f"scripts/{step}", "--root", prepared)
+    assert f"another command is at work in {prepared} (process {os.getpid()})" in refusal(result)
+    assert result.returncode == 1
+
+
+def test_the_lock_is_free_when_its_holder_was_killed(tmp_path: Path, long_songs: Path) -> None:
+    index_files(tmp_path, str(long_songs))
+    command = [sys.executable, str(PROJECT / "scripts/dataset.py"), "--root", str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
+        while not documents(tmp_path):
+            time.sleep(0.01)
+        assert f"(process {first.pid})" in refusal(run_script("scripts/index.py", "--root", tmp_path))
+        first.kill()
+    ok(run_script("scripts/index.py", "--root", tmp_path))
+
+
+# --- hostile files and names -----------------------------------------------------------------------------
+
+
+def test_every_hostile_file_has_a_verdict_in_words(corpus: Callable[[str], Path], tmp_path: Path) -> None:
+    good = corpus("mini") / "mini" / "small" / "test-c-major-scale.mid"
+    maker = Path(os.environ["MIDIGPT_CORPUS"]) / "make_hostile.py"
+    if not maker.exists():
+        pytest.skip(f"needs {maker}")
+    raw = tmp_path / "raw_data"
+    make_songs(raw / "a good one", 5)
+    make_songs(raw / "zz/good ones", 5)
+    index_files(tmp_path)
+    make_dataset(tmp_path)
+    without = documents(tmp_path)
+    shutil.copytree(corpus("hostile"), raw / "hostile")
+    subprocess.run([sys.executable, maker, good, raw / "made", "--small"], check=True, capture_output=True)
+    (raw / "made" / "itself.mid").symlink_to("itself.mid")
+    index_files(tmp_path)
+    assert make_dataset(tmp_path, Options(executor=Executor(workers=2))).left == 0
+    check_verdicts(tmp_path)
+    together = documents(tmp_path)
+    assert without.items() <= together.items()
+    for name, text in together.items():
+        assert [document.text for document in encode(decode([text]))] == [text], name
+    alone = verdicts(tmp_path)
+    ok(run_script("scripts/dataset.py", "--root", tmp_path, "--shards", "--shard-files", "20"))
+    assert verdicts(tmp_path) == alone
+    shards = documents(tmp_path).values()
+    texts = [text.removesuffix("\n") + "\n" for shard in shards for text in shard.split("\n\n")]
+    assert sorted(texts) == sorted(together.values())
+
+
+def check_verdicts(root: Path) -> None:
+    states = verdicts(root)
+    found = {str(path.relative_to(root / "raw_data")) for path in midi_files(root / "raw_data") if path.is_file()}
+    assert states.keys() == {path for path in found if not Path(path).name.startswith("._")}
+    for path, (state, reason, remark) in states.items():
+        assert state == "converted" or (state == "refused" and reason and reason[0].isalpha()), path
+        assert remark != "" and "Error" not in f"{reason} {remark}" and len(f"{reason}{remark}") < 600, path
+
+
+def test_odd_names(tmp_path: Path) -> None:
+    raw = tmp_path / "raw_data"
+    raw.mkdir()
+    names = [b".mid", b" .mid", b"..mid", b"...mid", b"_1.mid", b".tmp.mid", b"shard-000001.mid", b"manifest.json.mid"]
+    names += [b"a\nb\r\x1b[31m.mid", b"\xff\xfe.mid", b"\xff\xfd.mid", "é.mid".encode(), "e\u0301.MID".encode()]
+    names += [b"a.b.mid", b"a.b.kar", b"-rf.mid", b"*?[a].mid", b"%s{}.mid", b"x" * 251 + b".mid"]
+    names += ["曲".encode() * 83 + b".mid"]
+    for number, name in enumerate(names):
+        write_midi(melody(number), tmp_path / "song.mid")
+        (tmp_path / "song.mid").rename(raw / os.fsdecode(name))
+    ok(run_script("scripts/index.py", "--root", tmp_path))
+    ok(run_script("scripts/dataset.py", "--root", tmp_path))
+    assert {state for state, *_ in verdicts(tmp_path).values()} == {"converted"}
+    texts = documents(tmp_path)
+    assert len(texts) == len(names) and "_1.txt" in texts
+    assert set(texts.values()) == {encode(melody(number))[0].text for number in range(len(names))}
+    (raw / ".mid").unlink()
+    index_files(tmp_path)
+    make_dataset(tmp_path)
+    assert set(documents(tmp_path)) == set(texts) - {"_1.txt"}
+    shutil.rmtree(raw)
+    raw.mkdir()
+    index_files(tmp_path)
+    make_dataset(tmp_path)
+    assert contents(tmp_path / "data") == {}
+
+
+# --- what a user can spoil -------------------------------------------------------------------------------
+
+
+def a_song(root: Path) -> None:
+    make_songs(root / "raw_data", 1)
+    index_files(root)
+
+
+def test_raw_data_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "raw_data").write_text("no folder")
+    assert "raw_data is a file" in refusal(run_script("scripts/index.py", "--root", tmp_path))
+
+
+def test_data_that_is_a_file(tmp_path: Path) -> None:
+    a_song(tmp_path)
+    (tmp_path / "data").write_text("no folder")
+    assert "data/.tmp can't be used (Not a directory)" in refusal(run_script("scripts/dataset.py", "--root", tmp_path))
+
+
+def test_data_that_may_not_be_written(tmp_path: Path, disk: Callable[[str], Path]) -> None:
+    a_song(tmp_path)
+    subprocess.run(["mount", "-o", "remount,ro", disk("1m")], check=True)
+    result = run_script("scripts/dataset.py", "--root", tmp_path, "--data", tmp_path / "disk")
+    assert "disk/.tmp can't be used (Read-only file system)" in refusal(result)
+
+
+def test_permission_denied(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may do everything")
+    make_songs(tmp_path / "raw_data", 2)
+    (tmp_path / "raw_data" / "song00.mid").chmod(0)
+    index_files(tmp_path)
+    out = ok(run_script("scripts/dataset.py", "--root", tmp_path))
+    assert "refused 1: can't be read: song00.mid" in out and "1 files converted" in out
+    (tmp_path / "raw_data" / "song00.mid").chmod(0o600)
+    (tmp_path / "data").chmod(0o500)
+    result = run_script("scripts/dataset.py", "--root", tmp_path)
+    assert "data/.tmp can't be used (Permission denied)" in refusal(result)
+    (tmp_path / "data").chmod(0o700)
+    index_files(tmp_path)
+    assert make_dataset(tmp_path).files == 2
+
+
+def test_a_file_that_went_since_it_was_indexed(tmp_path: Path) -> None:
+    make_songs(tmp_path / "raw_data", 3)
+    index_files(tmp_path)
+    (tmp_path / "raw_data" / "song01.mid").unlink()
+    out = ok(run_script("scripts/dataset.py", "--root", tmp_path))
+    assert "refused 1: can't be read: song01.mid" in out and "2 files converted" in out
+
+
+@STEPS
+def test_an_index_of_another_version(work: Path, step: str) -> None:
+    with sqlite3.connect(work / "cache" / "index.sqlite") as index:
+        index.execute("PRAGMA user_version = 1")
+    flags = ("--val-fraction", "0.2") if step == "train_bin.py" else ()
+    error = refusal(run_script(f"scripts/{step}", "--root", work, *flags))
+    assert "was made by another version of midigpt; delete it and run: make index dataset" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("at", [0, 100, 4096, 20000])
+@pytest.mark.parametrize("step", ["index.py", "dataset.py"])
+def test_a_damaged_index(tmp_path: Path, step: str, at: int) -> None:
+    make_songs(tmp_path / "raw_data", 30)
+    index_files(tmp_path)
+    path = tmp_path / "cache" / "index.sqlite"
+    data = path.read_bytes()
+    path.write_bytes(data[:at] + bytes(random.Random(at).randbytes(16000)) + data[at + 16000 :])
+    error = refusal(run_script(f"scripts/{step}", "--root", tmp_path))
+    assert "delete" in error and error.count("\n") == 1
+
+
+def test_a_duplicate_comes_back_when_its_original_is_spoiled(tmp_path: Path) -> None:
+    make_songs(tmp_path / "raw_data", 2)
+    shutil.copy(tmp_path / "raw_data" / "song00.mid", tmp_path / "raw_data" / "copy.mid")
+    index_files(tmp_path)
+    assert make_dataset(tmp_path).duplicates == 1
+    (tmp_path / "raw_data" / "copy.mid").write_text("no MIDI any more")
+    index_files(tmp_path)
+    assert make_dataset(tmp_path).duplicates == 0
+
+
+@LAYOUTS
+def test_a_run_that_has_nothing_to_do_changes_no_byte(tmp_path: Path, layout: tuple[str, ...]) -> None:
+    make_songs(tmp_path / "raw_data", 50)
+    (tmp_path / "raw_data" / "text.mid").write_text("Dear diary")
+    commands = [("scripts/index.py", "--raw-data", tmp_path / "raw_data")]
+    commands += [("scripts/dataset.py", "--data", tmp_path / "data", *layout)]
+    for command in commands:
+        ok(run_script(*command, "--root", tmp_path))
+    before = contents(tmp_path)
+    for command in commands:
+        ok(run_script(*command, "--root", tmp_path))
+    after = contents(tmp_path)
+    assert after.pop("cache/lock") != before.pop("cache/lock")
+    assert after == before
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        rounds = {"index.py": 0, "dataset.py": int(sys.argv[2])}
+        progress = check_kills(Path(temporary), Path(sys.argv[1]).resolve(), rounds, tuple(sys.argv[3:]))
+        print(f"{sys.argv[2]} kills, {progress} of them with new files; all as if nothing had been")
