@@ -5,6 +5,7 @@ data/NAME_2.txt, ..., or those of the whole chunk into one shard, with an empty 
 """
 
 import hashlib
+import platform
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from midigpt.duplicates import Print, batch_prints
+from midigpt.files import UserError
 from midigpt.filters import FilteredError, Filters
 from midigpt.language import Document, LanguageError, encode_batch
 from midigpt.midi_bytes import MidiError
@@ -78,11 +80,13 @@ class _Batch:
 
 
 def convert_chunk(chunk: Chunk, raw_data: Folder, data: Folder, filters: Filters, time_limit: float = 0) -> Result:
-    """Convert the files of a chunk; where writing fails UserError is raised.
+    """Convert the files of a chunk. Raises UserError where raw_data is missing or writing fails.
 
     A file that takes longer than `time_limit` seconds (0: no limit) ends the process with SIGALRM: nothing
     less stops a C library that hangs. So a limit belongs into worker processes only.
     """
+    if not raw_data.exists():
+        raise UserError(f"{raw_data} does not exist on {platform.node()}; all machines need the folder at this path")
     with _alone:
         outcomes: dict[int, Outcome] = {}
         shard: list[bytes] = []

@@ -84,35 +84,50 @@ def make_dataset(root: Path, options: Options = DEFAULT) -> Summary:
         data.make()
         removed = _reconcile(index, data, options, is_sharded)
         ids = [row[0] for row in index.execute("SELECT rowid FROM files WHERE state = 'new' ORDER BY name")]
-        left = max(len(ids) - (options.limit or len(ids)), 0)
         ids = ids[: options.limit]
         if is_sharded:
             _assign_shards(index, ids, options.shard_files)
         convert = partial(
             convert_chunk,
-            raw_data=data_folder(index, root, "raw_data"),
-            data=data,
+            raw_data=data_folder(index, root, "raw_data").absolute(),
+            data=data.absolute(),
             filters=options.filters,
             time_limit=options.time_limit if options.executor.kind != "serial" else 0,
         )
         chunks = list(_shard_chunks(index, ids) if is_sharded else _chunks(index, ids))
-        converted = _run(index, convert, options, chunks, len(ids))
+        converted = _run(index, convert, options, chunks)
         _mark_duplicates(index, options.dedupe)
         if is_sharded:
             _write_manifest(index, data)
         data.close()
-        return _summary(index, converted, removed, left)
+        return _summary(index, converted, removed)
 
 
 def _place(index: sqlite3.Connection, root: Path, options: Options) -> tuple[Folder, bool]:
-    """Where data is, and whether it is in shards: as asked for now, else as before; in a store it always is."""
+    """Where data is, and whether it is in shards: as asked for now, else as before; in a store it always is.
+
+    At a new place everything is made anew; what is at the old one is left there.
+    """
     with index:
-        if options.data:
-            set_setting(index, "data", options.data)
-        data = data_folder(index, root, "data")
+        before = data_folder(index, root, "data")
+        data = Folder(options.data).absolute() if options.data else before
+        if data != before.absolute() and options.data:
+            _check_strangers(index, data)
+            set_setting(index, "data", data.location)
+            index.execute("UPDATE files SET state = 'new' WHERE state = 'converted'")
+            index.execute("DELETE FROM shards")
         if options.shards or data.is_remote:
             set_setting(index, "shards", "yes")
     return data, setting(index, "shards") == "yes"
+
+
+def _check_strangers(index: sqlite3.Connection, data: Folder) -> None:
+    """Raises UserError if files that might be somebody's would be taken for old documents and removed."""
+    known = {row[0] for row in index.execute("SELECT name FROM files")}
+    strangers = (name for name in sorted(data.names()) if re.fullmatch(r".+_[1-9]\d*\.txt", name, re.DOTALL))
+    stranger = next((name for name in strangers if name.rpartition("_")[0] not in known), None)
+    if stranger:
+        raise UserError(f"{data} is not empty: {stranger} would be removed, as documents are; choose a folder for data")
 
 
 # --- what is to be done ----------------------------------------------------------------------------------
@@ -147,8 +162,6 @@ def _reconcile(index: sqlite3.Connection, data: Folder, options: Options, is_sha
 
 def _reconcile_files(index: sqlite3.Connection, there: set[str]) -> set[str]:
     """The documents there should be."""
-    index.execute("DELETE FROM shards WHERE number > 0")  # without a condition it writes even if there is none
-    index.execute("UPDATE files SET state = 'new', shard = NULL WHERE shard IS NOT NULL")
     expected: set[str] = set()
     lacking = []
     for name, tracks in index.execute("SELECT name, tracks FROM files WHERE state = 'converted'"):
@@ -213,9 +226,7 @@ def _recipe(options: Options) -> str:
 # --- doing it --------------------------------------------------------------------------------------------
 
 
-def _run(
-    index: sqlite3.Connection, convert: Callable[[Chunk], Result], options: Options, chunks: list[Chunk], files: int
-) -> int:
+def _run(index: sqlite3.Connection, convert: Callable[[Chunk], Result], options: Options, chunks: list[Chunk]) -> int:
     """Convert chunks and record what became of their files; returns how many were converted.
 
     A chunk whose worker dies is taken apart: its files are tried one by one, the guilty ones are refused, and a
@@ -223,15 +234,15 @@ def _run(
     """
     recipe = _recipe(options)
     converted = 0
-    with tqdm(total=files, desc="dataset", unit="file", disable=None) as bar:
+    with tqdm(total=sum(len(chunk.jobs) for chunk in chunks), desc="dataset", unit="file", disable=None) as bar:
 
-        def convert_all(chunks: list[Chunk]) -> list[tuple[Chunk, Died]]:
+        def convert_all(chunks: list[Chunk], are_suspect: bool = False) -> list[tuple[Chunk, Died]]:
             """Gives those that killed their workers. Commits about once a second, and at the end."""
             nonlocal converted
             lost = []
             committed = time.monotonic()
             try:
-                for chunk, result in executors.run(options.executor, convert, chunks):
+                for chunk, result in executors.run(options.executor, convert, chunks, are_suspect):
                     if isinstance(result, Died):
                         lost.append((chunk, result))
                     elif not chunk.is_probe:
@@ -248,7 +259,7 @@ def _run(
         lost = [chunk for chunk, _ in convert_all(chunks)]
         singles = [Chunk((job,), is_probe=chunk.shard is not None) for chunk in lost for job in chunk.jobs]
         guilty = set()
-        for single, died in convert_all(singles):
+        for single, died in convert_all(singles, are_suspect=True):
             guilty.add(single.jobs[0])
             _record(index, recipe, single, Result([Outcome("refused", _death(died, options.time_limit))]))
             bar.update()
@@ -372,7 +383,7 @@ def _write_manifest(index: sqlite3.Connection, data: Folder) -> None:
     data.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
 
 
-def _summary(index: sqlite3.Connection, converted: int, removed: int, left: int) -> Summary:
+def _summary(index: sqlite3.Connection, converted: int, removed: int) -> Summary:
     totals = index.execute(
         "SELECT count(*), total(tracks), total(notes), count(remark), count(duplicate_of), count(DISTINCT song)"
         " FROM files WHERE state = 'converted'"
@@ -381,6 +392,5 @@ def _summary(index: sqlite3.Connection, converted: int, removed: int, left: int)
     refused = index.execute("SELECT path, reason FROM files WHERE state = 'refused' ORDER BY path").fetchall()
     named = {printable(os.fsdecode(path)): reason for path, reason in refused}
     states = Counter(dict(index.execute("SELECT state, count(*) FROM files GROUP BY state").fetchall()))
-    return Summary(
-        converted, removed, left, files, documents, notes, named, states["filtered"], rescued, duplicates, songs
-    )
+    left, filtered = states["new"], states["filtered"]
+    return Summary(converted, removed, left, files, documents, notes, named, filtered, rescued, duplicates, songs)

@@ -51,6 +51,11 @@ def make(root: Path, *targets: str) -> str:
     return " ".join(["make", *targets]) + ("" if root == Path() else f' ROOT="{root}"')
 
 
+def install(extra: str) -> str:
+    """The command that installs the packages of one of pyproject.toml's extras."""
+    return f".venv/bin/pip install -c constraints.txt -e '.[{extra}]'"
+
+
 def printable(path: str) -> str:
     """A path for the terminal: bytes that are no UTF-8 become \\xNN."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

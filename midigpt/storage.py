@@ -3,15 +3,17 @@
 import errno
 import hashlib
 import os
+import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from midigpt.files import UserError
+from midigpt.files import UserError, install
 
 TEMPORARY = ".tmp"  # a folder in a local one, for files that have not got their name yet
 READ_AT_ONCE = 32  # objects asked for at the same time
@@ -38,11 +40,13 @@ class Folder:
     def is_remote(self) -> bool:
         return "://" in self.location
 
+    def absolute(self) -> "Folder":
+        """The same for a process with another working folder; a URL without its last slash."""
+        return Folder(self.location.rstrip("/") if self.is_remote else str(Path(self.location).absolute()))
+
     def exists(self) -> bool:
-        if self.is_remote:
-            files, path = _file_system(self.location)
-            return bool(files.exists(path))
-        return Path(self.location).is_dir()
+        """Whether there is such a folder. A store has none but in the names of its files: there it is True."""
+        return self.is_remote or Path(self.location).is_dir()
 
     def make(self) -> None:
         """Make the folder, and clear away what an interrupted run has left in it."""
@@ -55,15 +59,14 @@ class Folder:
             shutil.rmtree(Path(self.location, TEMPORARY), ignore_errors=True)
 
     def names(self) -> set[str]:
-        """The names of the files that lie directly in it."""
-        if self.is_remote:
-            files, path = _file_system(self.location)
-            files.invalidate_cache()
-            with suppress(FileNotFoundError):
+        """The names of the files that lie directly in it. Raises UserError where it can't be listed."""
+        with self._said("listed"), suppress(FileNotFoundError):
+            if self.is_remote:
+                files, path = _file_system(self.location)
+                files.invalidate_cache()
                 return {found.rpartition("/")[2] for found in files.ls(path, detail=False)}
-            return set()
-        with suppress(FileNotFoundError), os.scandir(self.location) as listing:
-            return {entry.name for entry in listing}
+            with os.scandir(self.location) as listing:
+                return {entry.name for entry in listing}
         return set()
 
     def find(self, extensions: tuple[str, ...]) -> Iterator[tuple[str, Entry]]:
@@ -71,42 +74,48 @@ class Folder:
 
         Raises UserError where a folder can't be listed.
         """
-        try:
+        with self._said("listed"):
             for path, entry in self._find_remote() if self.is_remote else _walk(self.location):
                 name = path.rpartition("/")[2]
                 # "._NAME" is what macOS writes beside NAME on foreign disks; no MIDI, whatever its ending.
                 if name.lower().endswith(extensions) and not name.startswith("._"):
                     yield path, entry()
-        except OSError as error:
-            raise UserError(f"{error.filename or self} can't be listed ({error.strerror or error})") from None
 
     def _find_remote(self) -> Iterator[tuple[str, Any]]:
         files, base = _file_system(self.location)
+        files.invalidate_cache()
         for path, info in files.find(base, detail=True).items():
             stamp = info.get("ETag") or hashlib.sha256(repr(sorted(info.items())).encode()).hexdigest()
             yield path.removeprefix(base).lstrip("/"), lambda info=info, stamp=stamp: Entry(info["size"], stamp)
 
     def read(self, names: Sequence[str]) -> Iterator[bytes | OSError]:
-        """The bytes of files in the order of their names, or why there are none; from a store, several at once."""
+        """The bytes of files in the order of their names, or why there are none; from a store, several at once.
+
+        Raises UserError where the store can't be reached.
+        """
         if not self.is_remote:
             yield from (_read(f"{self.location}/{name}") for name in names)
             return
         files, base = _file_system(self.location)
         for first in range(0, len(names), READ_AT_ONCE):
             paths = [f"{base}/{name}" for name in names[first : first + READ_AT_ONCE]]
-            contents = files.cat(paths, on_error="return")
-            for path in paths:
-                content = contents[path]
-                yield content if isinstance(content, bytes | OSError) else OSError(str(content))
+            # Ranges from None to None are whole files; cat(paths) would take a name with [ or * for a pattern.
+            for content in files.cat_ranges(paths, None, None, on_error="return"):
+                if isinstance(content, bytes | OSError):
+                    yield content
+                else:
+                    with self._said("read"):
+                        raise content
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file that nobody sees before it is whole. Raises UserError where that fails."""
-        try:
+        with self._said("written", "; what is finished is kept: mend that, and run the same command again"):
             if self.is_remote:
                 files, base = _file_system(self.location)
                 files.pipe_file(f"{base}/{name}", content)
                 return
-            temporary = f"{self.location}/{TEMPORARY}/{name}"
+            # A name of its own: a worker that is taken for dead may still be at the same file.
+            temporary = f"{self.location}/{TEMPORARY}/{secrets.token_hex(8)}"
             try:
                 _write(temporary, content)
                 os.rename(temporary, f"{self.location}/{name}")
@@ -114,20 +123,26 @@ class Folder:
                 with suppress(OSError):
                     os.unlink(temporary)
                 raise
-        except OSError as error:
-            raise UserError(
-                f"{self} can't be written ({error.strerror or error}); what is finished is kept: mend that, and run"
-                " the same command again"
-            ) from None
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
-        with suppress(FileNotFoundError):
+        with self._said("written"), suppress(FileNotFoundError):
             if self.is_remote:
                 files, base = _file_system(self.location)
                 files.rm_file(f"{base}/{name}")
             else:
                 Path(self.location, name).unlink()
+
+    @contextmanager
+    def _said(self, done: str, advice: str = "") -> Iterator[None]:
+        """What the system or the store refuses becomes a UserError."""
+        try:
+            yield
+        except _errors() as error:
+            if self.is_remote:
+                advice += "; the store's address and keys come from the environment, see docs/scale.md"
+            place, reason = getattr(error, "filename", None) or self, getattr(error, "strerror", None) or error
+            raise UserError(f"{place} can't be {done} ({reason}){advice}") from None
 
 
 def _read(path: str) -> bytes | OSError:
@@ -185,13 +200,21 @@ def _entry(status: os.stat_result) -> Entry:
     return Entry(status.st_size, str(status.st_mtime_ns))
 
 
+def _errors() -> tuple[type[Exception], ...]:
+    """Those of reading and writing. Some of S3's library are no OSError: no connection, no credentials."""
+    library = sys.modules.get("botocore.exceptions")
+    return (OSError, library.BotoCoreError) if library else (OSError,)
+
+
 @cache
 def _file_system(location: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the path on it."""
     import fsspec
 
+    # s3fs would ask for the size of every file before it reads it, to get the parts of large ones side by side.
+    options = {"max_concurrency": 1} if location.startswith("s3:") else {}
     try:
-        files, path = fsspec.core.url_to_fs(location)
+        files, path = fsspec.core.url_to_fs(location, **options)
     except (ValueError, ImportError) as error:
-        raise UserError(f"{location} can't be opened ({error}); s3:// needs: pip install 's3fs'") from None
+        raise UserError(f"{location} can't be opened ({error}); s3:// needs: {install('s3')}") from None
     return files, path.rstrip("/")
