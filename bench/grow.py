@@ -90,7 +90,7 @@ def main(args: Args) -> None:
         for name, script, flags in steps:
             used = step(script, "--root", root, *flags)
             per_file = 1000 * used["seconds"] / count
-            workers = used["workers"] if name == "dataset" else ""
+            workers = used["workers"] if name in ("dataset", "train-bin") else ""
             print(f"{count:7}  {name:14} {used['seconds']:8.1f} {per_file:8.2f} {used['memory']:6} {workers:>16}")
         index = (root / "cache" / "index.sqlite").stat().st_size
         documents = list((root / "data").iterdir())

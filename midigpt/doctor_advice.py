@@ -195,12 +195,19 @@ def _about_copies(examination: Examination) -> list[Rule]:
     converted = len(examination.converted)
     copies = sum(len(group) - 1 for group in duplicates(examination.converted))
     songs = converted - copies
+    left_out = sum(file.duplicate_of is not None for file in examination.converted)
     return [
         (
-            copies > 0,
+            left_out > 0,
+            f"{left_out:,} of {converted:,} converted files hold the music of another once more and are left out of"
+            " training. Nothing to do; make dataset with --dedupe off would keep them.",
+            "at least one duplicate",
+        ),
+        (
+            copies > 0 and not left_out,
             f"{copies:,} of {converted:,} converted files repeat the music of another. What a model sees twice it"
             " learns by heart sooner; train with --dedupe music.",
-            "at least one file that repeats another's music",
+            "at least one file that repeats another's music, and none left out",
         ),
         (
             0 < songs < 100,

@@ -126,7 +126,8 @@ def verdicts(examination: Examination) -> list[Verdict]:
         *_detailed("refused", [(file, file.reason) for file in refused]),
         Verdict("not converted yet", examination.by_state("new")),
         Verdict("gone from raw_data/", examination.by_state("removed")),
-        Verdict("converted, but repeat another's music", [f for group in duplicates(converted) for f in group[1:]]),
+        Verdict("left out as duplicates of others", [file for file in converted if file.duplicate_of]),
+        *_detailed("left out by the filters", [(f, f.reason) for f in examination.by_state("filtered")]),
         *_detailed("converted, but can't be read any more", [(file, examination.lost[file.path]) for file in lost]),
     ]
     return [row for row in rows if row.files]
@@ -192,7 +193,7 @@ def _duplicates(groups: list[list[File]]) -> str:
     )
     more = f'<p class="quiet">The {GROUPS} largest of {len(groups):,} groups.</p>' if len(groups) > GROUPS else ""
     return (
-        f"<h2>Duplicates</h2>\n<p>{copies:,} files repeat the music of another, in {len(groups):,}"
-        f" group{'s' if len(groups) > 1 else ''}.</p>\n{more}\n"
+        f"<h2>Duplicates</h2>\n<p>{copies:,} files repeat the music of another, all or a good part of it, in"
+        f" {len(groups):,} group{'s' if len(groups) > 1 else ''}. A group is one song to the split.</p>\n{more}\n"
         f"<table>\n<tr><th class=number>files<th>names, the one that is kept first</tr>\n{rows}\n</table>"
     )

@@ -144,7 +144,7 @@ def test_verdicts_count_every_kind(work: Path) -> None:
         "refused": 2,
         "is odd": 2,
         "not converted yet": 1,
-        "converted, but repeat another's music": 2,
+        "left out as duplicates of others": 2,
         "converted, but can't be read any more": 1,
         "can't be read": 1,
     }
@@ -152,7 +152,7 @@ def test_verdicts_count_every_kind(work: Path) -> None:
     assert [file.path for file in group] == ["song07.mid", "song05.mid", "song06.mid"]
     text = page(examination)
     for phrase in (
-        "2 of 27 converted files repeat",
+        "2 of 27 converted files hold the music of another once more",
         "2 files are refused",
         "1 file is not converted",
         "2 files are damaged",
