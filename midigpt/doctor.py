@@ -52,7 +52,7 @@ class File:
     @property
     def shown(self) -> str:
         """The path for people: nothing in it moves a terminal's cursor."""
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in printable(self.path))
+        return printable(self.path)
 
 
 @dataclass(frozen=True)

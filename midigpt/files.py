@@ -57,8 +57,9 @@ def install(extra: str) -> str:
 
 
 def printable(path: str) -> str:
-    """A path for the terminal: bytes that are no UTF-8 become \\xNN."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A path for the terminal: bytes that are no UTF-8 become \\xNN, and so do newlines and what else moves it."""
+    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from midigpt.files import UserError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-AHEAD = 4  # tasks a worker holds, so that it never waits for the next one
+AHEAD = 2  # tasks a worker holds, so that it never waits for the next one
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,12 @@ def run(
     try:
         crew = [_start(context, function, memory_limit) for _ in range(min(workers, len(waiting)))]
         while any(worker.tasks for worker in crew) or waiting:
-            for worker in crew:
-                while waiting and len(worker.tasks) < AHEAD:
-                    with suppress(ConnectionError):  # it died; noticed below
-                        worker.connection.send(waiting[0])
-                    worker.tasks.append(waiting.popleft())
+            for held in range(AHEAD):  # nobody gets a second task before everybody has a first
+                for worker in crew:
+                    if waiting and len(worker.tasks) == held:
+                        with suppress(ConnectionError):  # it died; noticed below
+                            worker.connection.send(waiting[0])
+                        worker.tasks.append(waiting.popleft())
             for ready in wait([worker.connection for worker in crew if worker.tasks]):
                 worker = next(worker for worker in crew if worker.connection is ready)
                 try:

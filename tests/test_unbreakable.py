@@ -1,6 +1,6 @@
 """What no file, kill or disk can break: the index, the dataset, and the steps after them.
 
-A hundred rounds of kills on a folder of your own, with any flags of scripts/dataset.py:
+A hundred kills on a folder of your own, with any flags of scripts/dataset.py:
 
     python -m tests.test_unbreakable FOLDER 100 --shards --shard-files 50
 """
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def results(root: Path) -> dict[str, object]:
 def long_songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Enough music for the dataset to be caught in the act: 5 different songs, the others copies."""
     folder = tmp_path_factory.mktemp("long")
-    for number in range(200):
+    for number in range(150):
         path = folder / f"{number:03}.mid"
         if number < 5:
             write_midi(Score(480, tuple(melody(number * 6 + part, 2000).tracks[0] for part in range(6))), path)
@@ -70,10 +71,15 @@ def long_songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- kills -----------------------------------------------------------------------------------------------
 
 
-def killed(command: list[str], seconds: float, rng: random.Random) -> None:
-    """Start a command and kill, after some seconds, it alone, it and its workers, or its workers alone."""
+def is_killed(command: list[str], seconds: float, rng: random.Random) -> bool:
+    """Start a command and kill, after some seconds, it alone, it and its workers, or its workers; False: it was done.
+
+    Its workers may still be there when the next command starts.
+    """
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     time.sleep(seconds)
+    if process.poll() is not None:
+        return False
     whom = rng.choice(["parent", "group", "workers"])
     if whom == "parent":
         process.kill()
@@ -82,45 +88,50 @@ def killed(command: list[str], seconds: float, rng: random.Random) -> None:
     else:
         children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
         for child in children.stdout.split():
-            os.kill(int(child), rng.choice([signal.SIGKILL, signal.SIGSEGV]))
-    process.wait()  # its workers may still be there when the next command starts
+            with suppress(ProcessLookupError):
+                os.kill(int(child), rng.choice([signal.SIGKILL, signal.SIGSEGV]))
+    process.wait()
+    return True
 
 
-def check_kills(folder: Path, raw_data: Path, rounds: dict[str, int], flags: tuple[str, ...], seed: int = 0) -> int:
-    """Kill each step so many times at random moments, then let it finish; all must be as if nothing had been.
+def check_kills(folder: Path, raw_data: Path, kills: dict[str, int], flags: tuple[str, ...] = ()) -> int:
+    """Kill each step so many times at random moments; in the end all must be as if nothing had been.
 
-    Returns how many of the killed runs left something new.
+    A step that gets done in spite of it, after several kills, begins anew. Returns how many got done.
     """
-    rng = random.Random(seed)
+    rng = random.Random(0)
     whole, broken = folder / "whole", folder / "broken"
-    progress = 0
-    for step, number in rounds.items():
-        seconds = 0.0
-        for root in (whole, broken):
-            root.mkdir(exist_ok=True)
-            more = {"index.py": ("--raw-data", str(raw_data)), "dataset.py": ("--workers", "2", *flags)}.get(step, ())
-            command = [sys.executable, str(PROJECT / "scripts" / step), "--root", str(root), *more]
-            for _ in range(number if root == broken else 0):
-                before = contents(broken)
-                killed(command, rng.uniform(0, seconds), rng)
-                progress += contents(broken).keys() != before.keys()
-            start = time.perf_counter()
-            ok(subprocess.run(command, capture_output=True, text=True))
-            seconds = time.perf_counter() - start
-        assert results(broken) == results(whole), step
-    return progress
+    whole.mkdir()
+    done = 0
+    for step, number in kills.items():
+        more = {"index.py": ("--raw-data", str(raw_data)), "dataset.py": ("--workers", "2", *flags)}.get(step, ())
+        command = [sys.executable, str(PROJECT / "scripts" / step), *more, "--root"]
+        before = Path(shutil.copytree(whole, folder / "before"))
+        start = time.perf_counter()
+        ok(subprocess.run([*command, str(whole)], capture_output=True, text=True))
+        seconds = time.perf_counter() - start
+        while number:
+            shutil.copytree(before, broken)
+            while number and is_killed([*command, str(broken)], rng.uniform(0, 1.2 * seconds), rng):
+                number -= 1
+            ok(subprocess.run([*command, str(broken)], capture_output=True, text=True))
+            assert results(broken) == results(whole), step
+            shutil.rmtree(broken)
+            done += 1
+        shutil.rmtree(before)
+    return done
 
 
 @LAYOUTS
 def test_what_is_killed_is_completed_with_the_same_bytes(
     tmp_path: Path, long_songs: Path, layout: tuple[str, ...]
 ) -> None:
-    assert check_kills(tmp_path, long_songs, {"index.py": 1, "dataset.py": 4}, layout)
+    assert check_kills(tmp_path, long_songs, {"index.py": 1, "dataset.py": 3}, layout)
 
 
 def test_what_is_killed_while_it_learns_or_packs_is_completed(prepared: Path, tmp_path: Path) -> None:
-    rounds = {"index.py": 0, "dataset.py": 0, "tokenizer.py": 2, "train_bin.py": 2}
-    check_kills(tmp_path, prepared / "raw_data", rounds, ())
+    kills = {"index.py": 0, "dataset.py": 0, "tokenizer.py": 2, "train_bin.py": 2}
+    assert check_kills(tmp_path, prepared / "raw_data", kills)
 
 
 def test_an_index_killed_at_any_page_is_made_by_the_next_run(tmp_path: Path) -> None:
@@ -446,6 +457,6 @@ def test_a_run_that_has_nothing_to_do_changes_no_byte(tmp_path: Path, layout: tu
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
-        rounds = {"index.py": 0, "dataset.py": int(sys.argv[2])}
-        progress = check_kills(Path(temporary), Path(sys.argv[1]).resolve(), rounds, tuple(sys.argv[3:]))
-        print(f"{sys.argv[2]} kills, {progress} of them with new files; all as if nothing had been")
+        kills = {"index.py": 0, "dataset.py": int(sys.argv[2])}
+        done = check_kills(Path(temporary), Path(sys.argv[1]).resolve(), kills, tuple(sys.argv[3:]))
+        print(f"{sys.argv[2]} kills; {done} times the dataset got done, each time as if nothing had been")
