@@ -4,6 +4,7 @@ All run the same function and give (task, result) as they come, Died in place of
 killed its worker, and raise UserError where the function does.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -90,10 +91,17 @@ def _connect(scheduler: str) -> Any:
         import distributed
     except ImportError:
         raise UserError(f"--executor dask needs a package more; install it with: {install('cluster')}") from None
+
+    async def greet() -> None:
+        async with asyncio.timeout(SCHEDULER_SECONDS):  # Dask's own doesn't end with a server that says nothing
+            comm = await distributed.comm.connect(scheduler, timeout=SCHEDULER_SECONDS)
+        await comm.close()
+
     try:
+        asyncio.run(greet())  # a client that fails here would wait on for its end
         client = distributed.Client(scheduler, timeout=SCHEDULER_SECONDS, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no Dask scheduler answers at {scheduler} ({error})") from None
+    except (OSError, ValueError, MemoryError) as error:  # MemoryError: a web server's answer, read as a length
+        raise UserError(f"no Dask scheduler answers at {scheduler} ({error or 'no answer'})") from None
     try:
         client.wait_for_workers(1, timeout=SCHEDULER_SECONDS)
     except TimeoutError:

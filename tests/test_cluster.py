@@ -106,9 +106,9 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 def scheduler_running(folder: Path) -> Iterator[str]:
     """The address of a scheduler without workers."""
     contact = folder / "scheduler.json"
-    with running(
-        "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", contact
-    ) as process:
+    # Both end by themselves, should the tests be killed.
+    flags = ("--no-dashboard", "--idle-timeout", "120", "--scheduler-file", contact)
+    with running("scheduler", "--host", "127.0.0.1", "--port", "0", *flags) as process:
         while not contact.exists() or not contact.read_text().endswith("}"):
             assert process.poll() is None
             time.sleep(0.05)
@@ -116,7 +116,8 @@ def scheduler_running(folder: Path) -> Iterator[str]:
 
 
 def worker(scheduler: str, folder: Path) -> tuple[str | Path, ...]:
-    return ("worker", scheduler, "--nthreads", "1", "--no-dashboard", "--local-directory", folder)
+    flags = ("--nthreads", "1", "--no-dashboard", "--death-timeout", "60", "--local-directory", folder)
+    return ("worker", scheduler, *flags)
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +196,8 @@ def test_a_cluster_that_is_not_there_is_told(
     without(tmp_path, "distributed", monkeypatch)
     assert "install it with: .venv/bin/pip install" in refusal(run_script(*script, "--scheduler", cluster))
     monkeypatch.setattr("midigpt.executors.SCHEDULER_SECONDS", 0.5)
-    for address in ("tcp://127.0.0.1:9", "http://127.0.0.1", "127.0.0.1:no"):
+    web_server = store.replace("http", "tcp")
+    for address in ("tcp://127.0.0.1:9", "http://127.0.0.1", "127.0.0.1:no", web_server):
         with pytest.raises(UserError, match="no Dask scheduler answers at"):
             make_dataset(tmp_path, Options(executor=Executor("dask", scheduler=address)))
     with scheduler_running(tmp_path) as lonely, pytest.raises(UserError, match="has no workers; start some"):
