@@ -69,9 +69,7 @@ def by_layout(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[boo
     made = {}
     for shards in (False, True):
         root = copied(songs, tmp_path_factory.mktemp("serial"))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dataset, "SHARD_FILES", 32)
-            make_dataset(root, Options(shards=shards, executor=SERIAL))
+        make_dataset(root, Options(shards=shards, shard_files=32, executor=SERIAL))
         made[shards] = data(root)
     assert len(made[False]) == 4 * SONGS and len(made[True]) == 1 + -(-SONGS // 32)
     return made
@@ -144,12 +142,10 @@ def test_a_worker_of_the_cluster_is_killed_and_nothing_is_lost(
     songs: Path,
     by_layout: dict[bool, dict[str, bytes]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import distributed
 
     root = copied(songs, tmp_path / "work")
-    monkeypatch.setattr(dataset, "SHARD_FILES", 32)
     with running(*worker(cluster, tmp_path)) as second:
         with distributed.Client(cluster, set_as_default=False) as client:
             client.wait_for_workers(2, timeout=60)
@@ -157,7 +153,8 @@ def test_a_worker_of_the_cluster_is_killed_and_nothing_is_lost(
         there: list[int] = []
         killer = threading.Thread(target=kill_in_mid_run, args=(second, root / "data", least, there), daemon=True)
         killer.start()
-        summary = make_dataset(root, Options(shards=shards, executor=Executor("dask", scheduler=cluster)))
+        executor = Executor("dask", scheduler=cluster)
+        summary = make_dataset(root, Options(shards=shards, shard_files=32, executor=executor))
         killer.join(10)
     assert least <= there[0] < len(by_layout[shards]) * 0.9
     assert summary.converted == SONGS and not summary.refused
@@ -220,11 +217,9 @@ def test_processes_write_the_same_bytes(
     songs: Path,
     by_layout: dict[bool, dict[str, bytes]],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root = copied(songs, tmp_path / "work")
-    monkeypatch.setattr(dataset, "SHARD_FILES", 32)
-    make_dataset(root, Options(shards=shards, executor=Executor("process", 2)))
+    make_dataset(root, Options(shards=shards, shard_files=32, executor=Executor("process", 2)))
     assert data(root) == by_layout[shards]
 
 
@@ -402,11 +397,10 @@ def allow_requests_without_a_known_key(store: str, count: int) -> None:
     urllib.request.urlopen(request).close()
 
 
-def test_the_cluster_reads_and_writes_the_store(cluster: str, stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "SHARD_FILES", 3)
+def test_the_cluster_reads_and_writes_the_store(cluster: str, stored: Path) -> None:
     index_files(stored, "s3://music/midi")
     for executor in (Executor("dask", scheduler=cluster), SERIAL):
-        make_dataset(stored, Options(data=f"s3://music/{executor.kind}", executor=executor))
+        make_dataset(stored, Options(data=f"s3://music/{executor.kind}", shard_files=3, executor=executor))
     names = {path.rpartition("/")[2] for path in bucket().ls("music/dask", detail=False)}
     assert len(names) == 1 + 4
     for name in names:
