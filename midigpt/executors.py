@@ -5,6 +5,7 @@ killed its worker, and raise UserError where the function does.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -76,9 +77,9 @@ def _run_dask(
                 except distributed.KilledWorker:
                     result = Died(None)
                 yield at_work.pop(future), result
-    except (OSError, CancelledError) as error:
-        again = "what is finished is kept: run the same command again"
-        raise UserError(f"the Dask scheduler at {scheduler} is lost ({error}); {again}") from None
+    except (OSError, CancelledError):
+        again = "what is finished is kept: start one, and run the same command again"
+        raise UserError(f"the Dask scheduler at {scheduler} is lost; {again}") from None
     except ImportError as error:
         raise UserError(f"the workers of {scheduler} lack a package ({error}); install midigpt there") from None
 
@@ -91,6 +92,7 @@ def _connect(scheduler: str) -> Any:
         import distributed
     except ImportError:
         raise UserError(f"--executor dask needs a package more; install it with: {install('cluster')}") from None
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what matters is told by us
 
     async def greet() -> None:
         async with asyncio.timeout(SCHEDULER_SECONDS):  # Dask's own doesn't end with a server that says nothing

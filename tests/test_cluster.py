@@ -21,7 +21,7 @@ import pytest
 from midigpt import dataset
 from midigpt.convert import Chunk, Result, convert_chunk
 from midigpt.dataset import Options, make_dataset
-from midigpt.executors import Executor
+from midigpt.executors import Executor, run
 from midigpt.files import UserError
 from midigpt.index import index_files
 from midigpt.midi import write_midi
@@ -181,6 +181,21 @@ def test_a_file_that_kills_workers_of_the_cluster_costs_itself_only(
     summary = make_dataset(tmp_path, Options(shards=True, executor=Executor("dask", scheduler=cluster)))
     assert summary.refused == {"song05 poison.mid": "crashed the reader (several times)"}
     assert summary.converted == 20 and data(tmp_path) == expected
+
+
+def held_by_the_worker(task: int) -> int:
+    import distributed
+
+    time.sleep(0.1)
+    tasks = list(distributed.get_worker().state.tasks.values())
+    return sum(task.state in ("ready", "executing") for task in tasks)
+
+
+def test_suspects_are_alone_on_their_worker(cluster: str) -> None:
+    executor = Executor("dask", scheduler=cluster)
+    for are_suspect, most in ((False, 2), (True, 1)):
+        held = [count for _, count in run(executor, held_by_the_worker, range(4), are_suspect)]
+        assert len(held) == 4 and max(held) == most
 
 
 def test_a_cluster_that_is_not_there_is_told(
