@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
 from midigpt.dataset import DEFAULT, Dedupe, Options, Summary, make_dataset
 from midigpt.executors import Executor
 from midigpt.files import UserError, locked, parse_arguments
@@ -41,7 +43,7 @@ class Args:
     """Make one track of all pitched tracks of a file."""
     data: str = ""
     """Another place for data/, a path or URL (s3://bucket/folder), remembered from now on."""
-    shards: bool = False
+    shards: tyro.conf.FlagCreatePairsOff[bool] = False
     """Put the documents of many files into one; from now on. In a store it is always so."""
     shard_files: int = DEFAULT.shard_files
     """Files to a shard, of those that are not in one yet."""
