@@ -173,7 +173,6 @@ def _scan_rest(
     status = np.where(first_at - delta_at == 2, flat[first_at - 1], 0)
     is_odd = status == _ODD[0]
     status = status[np.maximum.accumulate(np.where((status > 0) & ~is_odd, np.arange(len(status)), 0))]  # running
-    status[is_odd] = 0
     kind, channel = status & 0xF0, status & 0x0F
     first, second = flat[first_at], flat[second_at]
 

@@ -121,7 +121,7 @@ def test_duplicates_are_left_out_as_asked(tmp_path: Path) -> None:
     raw = tmp_path / "raw_data"
     make_songs(raw, 6)
     long = melody(100, notes=400)
-    files = {"long": long, "copy": long, "moved": moved(long, 3), "part": moved(first(long, 0.8), -2)}
+    files = {"long": long, "copy": long, "moved": moved(long, 3), "a_part": moved(first(long, 0.8), -2)}
     for name, score in files.items():
         write_midi(score, raw / f"{name}.mid")
     index_files(tmp_path)
@@ -130,12 +130,20 @@ def test_duplicates_are_left_out_as_asked(tmp_path: Path) -> None:
     assert used(tmp_path).keys() == {*tunes, "copy"}  # of those with most notes the first by name
     assert (summary.files, summary.songs, summary.duplicates) == (10, 7, 3)
     assert make_dataset(tmp_path, Options(dedupe="exact")).duplicates == 1
-    assert used(tmp_path).keys() == {*tunes, "copy", "moved", "part"}
+    assert used(tmp_path).keys() == {*tunes, "copy", "moved", "a_part"}
     summary = make_dataset(tmp_path, Options(dedupe="off"))
     assert (summary.converted, summary.duplicates, summary.songs) == (0, 0, 7)
     everything = used(tmp_path)
     assert everything.keys() == {*tunes, *files}
     assert len({everything[name] for name in files}) == 1  # still one song, on one side of the split
+
+
+def test_the_order_of_tracks_makes_no_other_music(tmp_path: Path) -> None:
+    (tmp_path / "raw_data").mkdir()
+    write_midi(band(), tmp_path / "raw_data" / "band.mid")
+    write_midi(replace(band(), tracks=band().tracks[::-1]), tmp_path / "raw_data" / "turned.mid")
+    index_files(tmp_path)
+    assert make_dataset(tmp_path, Options(dedupe="exact")).duplicates == 1
 
 
 def test_when_the_kept_file_goes_its_duplicate_takes_its_place(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from midigpt.language import (
     LanguageError,
     decode,
     encode,
+    encode_batch,
     nearest_tempo,
     normalise,
     read_header,
@@ -144,6 +145,14 @@ def test_the_worked_example_of_the_specification() -> None:
     assert len(rows) >= 6
     score = replace(one(*rows, ticks_per_beat=480), tempo_bpm=90.0, meter=(3, 4))
     assert texts_of(score) == [text]
+
+
+@given(st.lists(scores, min_size=1, max_size=4))
+def test_tracks_and_scores_together_are_written_as_each_alone(several: list[Score]) -> None:
+    together = [[document.text for document in documents] for documents in encode_batch(several)]
+    assert together == [
+        [text for track in score.tracks for text in texts_of(replace(score, tracks=(track,)))] for score in several
+    ]
 
 
 def test_a_chord_of_equal_length_is_written_plainly() -> None:

@@ -215,6 +215,11 @@ def test_pedals_are_read_on_every_channel(channel: int) -> None:
     assert track.pedal.tolist() == [[100, 150], [200, 500]]  # the second is never released
 
 
+def test_a_pedal_of_another_channel_behind_the_notes_is_heard_by_its_track() -> None:
+    tracks = read_midi(midi(chunk(*note(60), pedal(127, 1, 0), pedal(0, 1, 600)), chunk(*note(62, channel=1)))).tracks
+    assert [track.pedal.tolist() for track in tracks] == [[], [[480, 1080]]]
+
+
 def test_pedals_and_programs_behind_another_channels_first_note_are_read() -> None:
     setup = [*note(60), pedal(127, 1, 480), pedal(0, 1, 600), program(40, 1, 0)]
     tracks = read_midi(midi(chunk(*setup), chunk(*note(60, 1200, channel=1)))).tracks

@@ -1,5 +1,6 @@
 """Worker processes: a crash costs one task."""
 
+import multiprocessing.spawn
 import os
 import signal
 import subprocess
@@ -65,6 +66,12 @@ def test_a_crash_costs_one_task() -> None:
     assert len(results) == 40
     assert str(results.pop(13)).startswith("signal 11") and str(results.pop(14)) == "exit code 3"
     assert all(result == task * task for task, result in results.items())
+
+
+def test_workers_that_cannot_start_are_told_and_cost_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing.spawn, "get_command_line", lambda **_: ["/bin/false"])
+    with pytest.raises(UserError, match="can't start"):
+        list(workers.run(work, range(4), 2))
 
 
 def test_a_sentence_for_the_user_ends_the_run() -> None:
