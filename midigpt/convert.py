@@ -22,7 +22,7 @@ from midigpt.score import Score
 from midigpt.storage import Folder
 
 UNREADABLE = "can't be read"  # as the reason of a refusal; it may pass
-TOO_LARGE = "needs more memory than a worker has (--memory-limit)"
+TOO_LARGE = "needs more memory than a worker has (--memory-limit)"  # too
 BATCH_NOTES = 4096  # to encode at once: more don't fit into a processor's cache
 
 _alone = threading.Lock()  # the time limit is the process's, so one thread at a time converts

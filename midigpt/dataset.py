@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from midigpt import executors
-from midigpt.convert import UNREADABLE, Chunk, Job, Outcome, Result, convert_chunk
+from midigpt.convert import TOO_LARGE, UNREADABLE, Chunk, Job, Outcome, Result, convert_chunk
 from midigpt.duplicates import Print, clusters, share_within
 from midigpt.executors import Executor
 from midigpt.files import UserError, printable
@@ -38,6 +38,7 @@ Dedupe = Literal["off", "exact", "music"]
 CHUNK_FILES = 16  # to a task, where each document is a file
 DUPLICATE_SHARE = 0.5  # of a file's music that must be in another for it to be left out
 CRASHED = "crashed the reader"  # as the reason of a refusal; it may pass
+TOO_SLOW = "takes more than"  # too, with another limit
 COMMIT_SECONDS = 1.0  # outcomes younger than this are lost by a kill, and made again
 MANIFEST = "manifest.json"
 _DOCUMENT = re.compile(r".*_[1-9]\d*\.txt|shard-\d+\.txt|manifest\.json", re.DOTALL)
@@ -124,15 +125,16 @@ def _reconcile(index: sqlite3.Connection, data: Folder, options: Options, is_sha
     New again are files that were converted to another language or by other filters or lack a document, those
     that were refused for a reason that may have passed, and all files of a shard that is to be written anew.
     """
-    recipe = _recipe(options)
+    recipe, too_slow = _recipe(options), _too_slow(options.time_limit)
     with index:
         index.execute("DELETE FROM shards WHERE number IN (SELECT shard FROM files WHERE state = 'removed')")
         index.execute("DELETE FROM prints WHERE name IN (SELECT name FROM files WHERE state = 'removed')")
         gone = index.execute("DELETE FROM files WHERE state = 'removed'").rowcount
         index.execute(
             "UPDATE files SET state = 'new' WHERE state IN ('converted', 'refused', 'filtered') AND recipe != ?"
-            " OR state = 'refused' AND (reason LIKE ? OR reason LIKE ? OR reason LIKE ? AND reason != ?)",
-            (recipe, f"{UNREADABLE}%", f"{CRASHED}%", f"{_too_slow(0)[:10]}%", _too_slow(options.time_limit)),
+            " OR state = 'refused' AND reason != ?"
+            " AND (reason LIKE ? OR reason LIKE ? OR reason LIKE ? OR reason LIKE ?)",
+            (recipe, too_slow, *(f"{reason}%" for reason in (UNREADABLE, CRASHED, TOO_LARGE, TOO_SLOW))),
         )
         there = data.names()
         if is_sharded:
@@ -268,7 +270,7 @@ def _death(died: Died, time_limit: float) -> str:
 
 
 def _too_slow(time_limit: float) -> str:
-    return f"takes more than {time_limit:g} s to read"
+    return f"{TOO_SLOW} {time_limit:g} s to read"
 
 
 def _record(index: sqlite3.Connection, recipe: str, chunk: Chunk, result: Result) -> None:

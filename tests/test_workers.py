@@ -87,7 +87,7 @@ def test_a_worker_that_dies_in_mid_answer_costs_one_task() -> None:
     for task, result in workers.run(die_in_mid_answer, range(6), 2):
         results[task] = result
         if len(results) == 1:
-            time.sleep(2)  # nobody reads, while the worker dies
+            time.sleep(1)  # nobody reads, while the worker dies
     assert str(results.pop(3)) == "exit code 3"
     assert [len(result) for result in results.values()] == [10_000_000] * 5
 
