@@ -160,6 +160,26 @@ for pages in range(40):
     assert [files for _, files in outcomes] == [3] * 40
 
 
+def test_what_is_killed_while_it_writes_leaves_nothing_under_the_name(tmp_path: Path) -> None:
+    code = """
+import os, resource, signal, sys
+from pathlib import Path
+from midigpt.files import write_text
+from midigpt.storage import Folder
+folder = Folder(sys.argv[1])
+folder.make()
+for write in (lambda: folder.write("a_1.txt", bytes(9000)), lambda: write_text(Path(sys.argv[1], "b"), "b" * 9000)):
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        write()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGXFSZ
+"""
+    ok(subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True))
+    assert sorted(contents(tmp_path)) == [".b.tmp", ".tmp/a_1.txt"]
+
+
 # --- workers ---------------------------------------------------------------------------------------------
 
 
