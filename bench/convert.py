@@ -35,13 +35,13 @@ def ours(paths: list[Path], out: Path) -> Callable[[], None]:
     from midigpt.storage import Folder
 
     raw_data, data = Folder("/"), Folder(str(out))
-    data.make()
     jobs = [Job(str(path)[1:], str(number)) for number, path in enumerate(paths)]
     chunks = [Chunk(tuple(jobs[at : at + CHUNK_FILES])) for at in range(0, len(jobs), CHUNK_FILES)]
 
     def convert() -> None:
-        for chunk in chunks:
-            convert_chunk(chunk, raw_data, data, Filters())
+        with data.being_written():
+            for chunk in chunks:
+                convert_chunk(chunk, raw_data, data, Filters())
 
     return convert
 

@@ -4,6 +4,7 @@ Every fault of a file becomes its outcome, never an error. The documents of a fi
 data/NAME_2.txt, ..., or those of the whole chunk into one shard, with an empty line between them.
 """
 
+import errno
 import hashlib
 import platform
 import signal
@@ -101,10 +102,13 @@ def convert_chunk(chunk: Chunk, raw_data: Folder, data: Folder, filters: Filters
         ordered = [outcomes[place] for place in range(len(chunk.jobs))]
         if not chunk.shard:
             return Result(ordered)
-        whole = b"\n".join(shard)
-        if shard:
-            data.write(chunk.shard, whole)
-        return Result(ordered, len(whole), hashlib.sha256(whole).hexdigest())
+        try:
+            whole = b"\n".join(shard)
+            if shard:
+                data.write(chunk.shard, whole)
+            return Result(ordered, len(whole), hashlib.sha256(whole).hexdigest())
+        except MemoryError:
+            raise UserError(f"{chunk.shard} is too large for a worker; give it a larger --memory-limit") from None
 
 
 def _documents(
@@ -132,6 +136,8 @@ def _documents(
 def _score(content: bytes | OSError, filters: Filters) -> tuple[Score, str] | Outcome:
     """What a file's bytes hold, and what was done to save it; or the outcome where that is nothing."""
     if isinstance(content, OSError):
+        if content.errno == errno.ENOMEM:
+            return Outcome("refused", TOO_LARGE)
         return Outcome("refused", f"{UNREADABLE} ({content.strerror or content})")
     try:
         score, remark = rescue(content)

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from midigpt import executors
-from midigpt.convert import UNREADABLE, Chunk, Job, Outcome, Result, convert_chunk
+from midigpt.convert import TOO_LARGE, UNREADABLE, Chunk, Job, Outcome, Result, convert_chunk
 from midigpt.duplicates import Print, clusters, share_within
 from midigpt.executors import Executor
 from midigpt.files import UserError, printable
@@ -38,6 +38,7 @@ Dedupe = Literal["off", "exact", "music"]
 CHUNK_FILES = 16  # to a task, where each document is a file
 DUPLICATE_SHARE = 0.5  # of a file's music that must be in another for it to be left out
 CRASHED = "crashed the reader"  # as the reason of a refusal; it may pass
+TOO_SLOW = "takes more than"  # too, with another limit
 COMMIT_SECONDS = 1.0  # outcomes younger than this are lost by a kill, and made again
 MANIFEST = "manifest.json"
 _DOCUMENT = re.compile(r".*_[1-9]\d*\.txt|shard-\d+\.txt|manifest\.json", re.DOTALL)
@@ -81,25 +82,25 @@ def make_dataset(root: Path, options: Options = DEFAULT) -> Summary:
     """Convert what the index lists as new, drop the documents of files that are gone, and mark the duplicates."""
     with closing(open_index(root)) as index:
         data, is_sharded = _place(index, root, options)
-        data.make()
-        removed = _reconcile(index, data, options, is_sharded)
-        ids = [row[0] for row in index.execute("SELECT rowid FROM files WHERE state = 'new' ORDER BY name")]
-        ids = ids[: options.limit]
-        if is_sharded:
-            _assign_shards(index, ids, options.shard_files)
-        convert = partial(
-            convert_chunk,
-            raw_data=data_folder(index, root, "raw_data").absolute(),
-            data=data.absolute(),
-            filters=options.filters,
-            time_limit=options.time_limit if options.executor.kind != "serial" else 0,
-        )
-        chunks = list(_shard_chunks(index, ids) if is_sharded else _chunks(index, ids))
-        converted = _run(index, convert, options, chunks)
-        _mark_duplicates(index, options.dedupe)
-        if is_sharded:
-            _write_manifest(index, data)
-        data.close()
+        raw_data = data_folder(index, root, "raw_data")
+        with data.being_written():
+            removed = _reconcile(index, raw_data, data, options, is_sharded)
+            ids = [row[0] for row in index.execute("SELECT rowid FROM files WHERE state = 'new' ORDER BY name")]
+            ids = ids[: options.limit]
+            if is_sharded:
+                _assign_shards(index, ids, options.shard_files)
+            convert = partial(
+                convert_chunk,
+                raw_data=raw_data.absolute(),
+                data=data.absolute(),
+                filters=options.filters,
+                time_limit=options.time_limit if options.executor.kind != "serial" else 0,
+            )
+            chunks = list(_shard_chunks(index, ids) if is_sharded else _chunks(index, ids))
+            converted = _run(index, convert, options, chunks)
+            _mark_duplicates(index, options.dedupe)
+            if is_sharded:
+                _write_manifest(index, data)
         return _summary(index, converted, removed)
 
 
@@ -114,6 +115,7 @@ def _place(index: sqlite3.Connection, root: Path, options: Options) -> tuple[Fol
         if data != before.absolute() and options.data:
             _check_strangers(index, data)
             set_setting(index, "data", data.location)
+            set_setting(index, f"data {before.absolute()}", "used")
             index.execute("UPDATE files SET state = 'new' WHERE state = 'converted'")
             index.execute("DELETE FROM shards")
         if options.shards or data.is_remote:
@@ -124,8 +126,9 @@ def _place(index: sqlite3.Connection, root: Path, options: Options) -> tuple[Fol
 def _check_strangers(index: sqlite3.Connection, data: Folder) -> None:
     """Raises UserError if files that might be somebody's would be taken for old documents and removed."""
     known = {row[0] for row in index.execute("SELECT name FROM files")}
-    strangers = (name for name in sorted(data.names()) if re.fullmatch(r".+_[1-9]\d*\.txt", name, re.DOTALL))
-    stranger = next((name for name in strangers if name.rpartition("_")[0] not in known), None)
+    is_ours = setting(index, f"data {data}") == "used"  # then its shards and manifest are old ones of this index
+    strangers = (name for name in sorted(data.names()) if _DOCUMENT.fullmatch(name))
+    stranger = next((name for name in strangers if not is_ours and name.rpartition("_")[0] not in known), None)
     if stranger:
         raise UserError(f"{data} is not empty: {stranger} would be removed, as documents are; choose a folder for data")
 
@@ -133,11 +136,11 @@ def _check_strangers(index: sqlite3.Connection, data: Folder) -> None:
 # --- what is to be done ----------------------------------------------------------------------------------
 
 
-def _reconcile(index: sqlite3.Connection, data: Folder, options: Options, is_sharded: bool) -> int:
+def _reconcile(index: sqlite3.Connection, raw_data: Folder, data: Folder, options: Options, is_sharded: bool) -> int:
     """Make data/ hold just the documents of converted files; returns how many files are gone.
 
     New again are files that were converted to another language or by other filters or lack a document, those
-    that were refused for a reason that may have passed, and all files of a shard that is to be written anew.
+    that were refused for a reason that has passed, and all files of a shard that is to be written anew.
     """
     recipe = _recipe(options)
     with index:
@@ -145,10 +148,10 @@ def _reconcile(index: sqlite3.Connection, data: Folder, options: Options, is_sha
         index.execute("DELETE FROM prints WHERE name IN (SELECT name FROM files WHERE state = 'removed')")
         gone = index.execute("DELETE FROM files WHERE state = 'removed'").rowcount
         index.execute(
-            "UPDATE files SET state = 'new' WHERE state IN ('converted', 'refused', 'filtered') AND recipe != ?"
-            " OR state = 'refused' AND (reason LIKE ? OR reason LIKE ? OR reason LIKE ? AND reason != ?)",
-            (recipe, f"{UNREADABLE}%", f"{CRASHED}%", f"{_too_slow(0)[:10]}%", _too_slow(options.time_limit)),
+            "UPDATE files SET state = 'new' WHERE state IN ('converted', 'refused', 'filtered') AND recipe != ?",
+            (recipe,),
         )
+        _try_again(index, raw_data, options)
         there = data.names()
         if is_sharded:
             expected = _reconcile_shards(index, there)
@@ -158,6 +161,20 @@ def _reconcile(index: sqlite3.Connection, data: Folder, options: Options, is_sha
         if _DOCUMENT.fullmatch(name):
             data.remove(name)
     return gone
+
+
+def _try_again(index: sqlite3.Connection, raw_data: Folder, options: Options) -> None:
+    """New again are refused files that can be read now, and, with other limits, those that broke a worker."""
+    refused = "state = 'refused' AND reason LIKE ?"
+    paths = [row[0] for row in index.execute(f"SELECT path FROM files WHERE {refused}", (f"{UNREADABLE}%",))]
+    for path, content in zip(paths, raw_data.read([os.fsdecode(path) for path in paths]), strict=True):
+        if isinstance(content, bytes):
+            index.execute("UPDATE files SET state = 'new' WHERE path = ?", (path,))
+    limits = f"{options.time_limit:g} s, {options.executor.memory_limit:g} GB"
+    if setting(index, "limits") != limits:
+        for reason in (CRASHED, TOO_LARGE, TOO_SLOW):
+            index.execute(f"UPDATE files SET state = 'new' WHERE {refused}", (f"{reason}%",))
+        set_setting(index, "limits", limits)
 
 
 def _reconcile_files(index: sqlite3.Connection, there: set[str]) -> set[str]:
@@ -267,6 +284,8 @@ def _run(index: sqlite3.Connection, convert: Callable[[Chunk], Result], options:
         innocent = [
             (tuple(job for job in chunk.jobs if job not in guilty), chunk.shard) for chunk in lost if chunk.shard
         ]
+        for chunk in (chunk for chunk in lost if chunk.shard and guilty.issuperset(chunk.jobs)):
+            _record(index, recipe, Chunk((), chunk.shard), Result([]))
         for chunk, died in convert_all([Chunk(jobs, shard) for jobs, shard in innocent if jobs]):
             raise UserError(f"{chunk.shard} can't be made: its worker died again ({died}); run the same command again")
     return converted
@@ -279,7 +298,7 @@ def _death(died: Died, time_limit: float) -> str:
 
 
 def _too_slow(time_limit: float) -> str:
-    return f"takes more than {time_limit:g} s to read"
+    return f"{TOO_SLOW} {time_limit:g} s to read"
 
 
 def _record(index: sqlite3.Connection, recipe: str, chunk: Chunk, result: Result) -> None:
@@ -327,14 +346,20 @@ def _mark_duplicates(index: sqlite3.Connection, dedupe: Dedupe) -> None:
     same_music = clusters([file.grams for file in files]).label.tolist()
     for file, label in zip(files, _joined([file.music for file in files], same_music), strict=True):
         songs.setdefault(label, []).append(file)
-    marks = []
+    marks: list[tuple[str, str | None, str]] = []
     for song in songs.values():
         name = min(file.music for file in song)
         kept: list[_Music] = []
+        by_hash: dict[str, str] = {}  # the name of the kept file
         for file in sorted(song, key=lambda file: (-file.notes, file.name)):
-            original = next((other.name for other in kept if _is_duplicate(file, other, dedupe)), None)
+            original = None
+            if dedupe != "off":
+                original = by_hash.get(file.exact if dedupe == "exact" else file.music)
+            if dedupe == "music" and original is None:
+                original = next((other.name for other in kept if _is_within(file, other)), None)
             if original is None:
                 kept.append(file)
+            by_hash.setdefault(file.exact if dedupe == "exact" else file.music, original or file.name)
             marks.append((name, original, file.name))
     with index:
         index.executemany("UPDATE files SET song = ?, duplicate_of = ? WHERE name = ?", marks)
@@ -352,10 +377,8 @@ class _Music:
     grams: Print
 
 
-def _is_duplicate(file: _Music, original: _Music, dedupe: Dedupe) -> bool:
-    if dedupe == "music":
-        return file.music == original.music or share_within(file.grams, original.grams) >= DUPLICATE_SHARE
-    return dedupe == "exact" and file.exact == original.exact
+def _is_within(file: _Music, other: _Music) -> bool:
+    return share_within(file.grams, other.grams) >= DUPLICATE_SHARE
 
 
 def _joined(keys: Sequence[str], labels: Sequence[int]) -> list[int]:

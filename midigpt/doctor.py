@@ -144,6 +144,8 @@ def measure_file(path: str, raw_data: Folder) -> Music | str:
         return measure(rescue(content)[0])
     except MidiError as error:
         return str(error)
+    except MemoryError:
+        return "needs too much memory to be measured"
 
 
 def measure(score: Score) -> Music:

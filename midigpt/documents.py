@@ -77,13 +77,15 @@ def _read_shard(index: sqlite3.Connection, data: Folder, number: int) -> dict[st
     """The texts in a shard by the name of their song."""
     name = shard_name(number)
     content = _bytes(next(data.read([name])), f"{data}/{name}")
-    (sha256,) = index.execute("SELECT sha256 FROM shards WHERE number = ?", (number,)).fetchone()
+    documents, sha256 = index.execute("SELECT documents, sha256 FROM shards WHERE number = ?", (number,)).fetchone()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{data}/{name} is not what was written there; delete it and make it again with: make dataset")
     texts = iter(content.decode("ascii").removesuffix("\n").split("\n\n"))
     rows = index.execute(
         "SELECT name, tracks FROM files WHERE shard = ? AND state = 'converted' ORDER BY name", (number,)
-    )
+    ).fetchall()
+    if sum(tracks for _, tracks in rows) != documents:  # a file of it has changed or gone since
+        raise UserError(f"{data}/{name} is older than the index; make it again with: make dataset")
     return {song: [text + "\n" for text in islice(texts, tracks)] for song, tracks in rows}
 
 

@@ -30,7 +30,7 @@ class Filters:
     def __post_init__(self) -> None:
         """Raises UserError for an instrument that does not exist."""
         for word in self.instruments.split(",") if self.instruments else []:
-            if word not in (*_FAMILIES, DRUMS) and not (word.isdecimal() and int(word) < 128):
+            if word not in (*_FAMILIES, DRUMS, *map(str, range(128))):
                 raise UserError(
                     f"--instruments {word!r} is no General MIDI family ({', '.join(_FAMILIES)}, {DRUMS}) and no program"
                     " (0..127)"
@@ -38,7 +38,7 @@ class Filters:
 
     def __str__(self) -> str:
         words = {
-            f"instruments={self.instruments}": self.instruments,
+            f"instruments={','.join(sorted(self.instruments.split(',')))}": self.instruments,
             "drums=off": not self.drums,
             f"min-notes={self.min_notes}": self.min_notes > 1,
             f"max-seconds={self.max_seconds:g}": self.max_seconds,

@@ -208,23 +208,25 @@ def _others(chunk: bytes, position: int, wanted: re.Pattern[bytes]) -> Iterator[
     Those not wanted are passed over without looking at each: they are messages of two data bytes, so every
     third byte below 0x80 ends one, and the count of such bytes tells a status from the middle of a delta.
     """
-    low = 0  # bytes below 0x80 since an event's beginning
+    low = running = 0  # bytes below 0x80 since an event's beginning; status of the last wanted message
     try:
         while match := wanted.search(chunk, position):
             low += len(chunk[position : match.start()].translate(None, _HIGH))
             position = match.end()
             if low % 3 == 0:  # in a delta
                 continue
-            status, low = chunk[position - 1], 0
+            status = chunk[position - 1]
+            running = status if status < 0xF0 else running if low == 1 else 0  # others came between
+            low = 0
             is_last = status == 0xFF and chunk[position] == END_OF_TRACK
             end = len(chunk) if is_last else event_end(chunk, status, position)
             yield status, position, end
             position = end
-            if status < 0xF0:
+            if running:
                 _, following = variable_length(chunk, position)
-                while chunk[following] < 0x80:  # running status
-                    position = event_end(chunk, status, following)
-                    yield status, following, position
+                while chunk[following] < 0x80:
+                    position = event_end(chunk, running, following)
+                    yield running, following, position
                     _, following = variable_length(chunk, position)
     except IndexError:  # the chunk ends in mid-event
         return

@@ -5,6 +5,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ from typing import Any
 
 from midigpt.files import UserError, install
 
-TEMPORARY = ".tmp"  # a folder in a local one, for files that have not got their name yet
+TEMPORARY = ".midigpt.tmp"  # a folder in a local one, for files that have not got their name yet
 READ_AT_ONCE = 32  # objects asked for at the same time
 
 
@@ -40,6 +41,12 @@ class Folder:
     def is_remote(self) -> bool:
         return "://" in self.location
 
+    def __post_init__(self) -> None:
+        """Raises UserError for a URL that names no place, or one that only this process has."""
+        kind, mark, place = self.location.partition("://")
+        if mark and (not place.strip("/") or kind == "memory"):
+            raise UserError(f"{self.location} is no place to keep files; a store needs a bucket: s3://bucket/folder")
+
     def absolute(self) -> "Folder":
         """The same for a process with another working folder; a URL without its last slash."""
         return Folder(self.location.rstrip("/") if self.is_remote else str(Path(self.location).absolute()))
@@ -48,15 +55,19 @@ class Folder:
         """Whether there is such a folder. A store has none but in the names of its files: there it is True."""
         return self.is_remote or Path(self.location).is_dir()
 
-    def make(self) -> None:
-        """Make the folder, and clear away what an interrupted run has left in it."""
-        if not self.is_remote:
-            shutil.rmtree(Path(self.location, TEMPORARY), ignore_errors=True)
-            Path(self.location, TEMPORARY).mkdir(parents=True, exist_ok=True)
-
-    def close(self) -> None:
-        if not self.is_remote:
-            shutil.rmtree(Path(self.location, TEMPORARY), ignore_errors=True)
+    @contextmanager
+    def being_written(self) -> Iterator[None]:
+        """Make the folder, with room for files that have no name yet; what a killed run has left there goes."""
+        temporary = Path(self.location, TEMPORARY)
+        if self.is_remote:
+            yield
+            return
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def names(self) -> set[str]:
         """The names of the files that lie directly in it. Raises UserError where it can't be listed."""
@@ -147,12 +158,19 @@ class Folder:
 
 def _read(path: str) -> bytes | OSError:
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return OSError(errno.EINVAL, "no regular file")
             return file.read()
     except OSError as error:
         return error
     except MemoryError:
         return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opening a pipe would wait for somebody to write into it."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _write(path: str, content: bytes) -> None:

@@ -105,8 +105,8 @@ class Packed:
 
 def _tasks(chosen: Iterable[Song]) -> Iterator[Task]:
     number = count()
-    for shard, some in groupby(chosen, key=lambda song: song.shard):
-        while part := tuple(islice(some, SONGS_AT_ONCE if shard is None else None)):
+    for _, some in groupby(chosen, key=lambda song: song.shard):
+        while part := tuple(islice(some, SONGS_AT_ONCE)):
             yield Task(next(number), part)
 
 

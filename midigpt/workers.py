@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -57,12 +58,14 @@ def run(
     A task during which its worker dies gives Died, and a new worker takes the others on. A UserError raised
     by `function` is raised here and ends the run. Closing the iterator, also by Ctrl-C, ends the workers.
     """
-    waiting = deque(tasks)
+    coming, waiting = iter(tasks), deque[Task]()
     context = multiprocessing.get_context("spawn")
     crew: list[_Worker[Task]] = []
     try:
-        crew = [_start(context, function, memory_limit) for _ in range(min(workers, len(waiting)))]
+        waiting.extend(islice(coming, workers))
+        crew = [_start(context, function, memory_limit) for _ in range(len(waiting))]
         while any(worker.tasks for worker in crew) or waiting:
+            waiting.extend(islice(coming, max(workers * AHEAD - len(waiting), 0)))  # a few, not all, in memory
             for held in range(AHEAD):  # nobody gets a second task before everybody has a first
                 for worker in crew:
                     if waiting and len(worker.tasks) == held:

@@ -60,6 +60,9 @@ class Args:
 
 
 def main(args: Args) -> None:
+    for name in ("min_notes", "max_seconds", "time_limit", "memory_limit"):
+        if not 0 <= getattr(args, name) < 1e6:
+            raise UserError(f"--{name.replace('_', '-')} must be a number from 0 to a million")
     if min(args.workers, args.shard_files, 1 if args.limit is None else args.limit) < 1:
         raise UserError("--workers, --shard-files and --limit must be at least 1")
     options = Options(

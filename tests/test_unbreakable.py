@@ -59,7 +59,7 @@ def results(root: Path) -> dict[str, object]:
 def long_songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Enough music for the dataset to be caught in the act: 5 different songs, the others copies."""
     folder = tmp_path_factory.mktemp("long")
-    for number in range(150):
+    for number in range(100):
         path = folder / f"{number:03}.mid"
         if number < 5:
             write_midi(Score(480, tuple(melody(number * 6 + part, 2000).tracks[0] for part in range(6))), path)
@@ -126,11 +126,11 @@ def check_kills(folder: Path, raw_data: Path, kills: dict[str, int], flags: tupl
 def test_what_is_killed_is_completed_with_the_same_bytes(
     tmp_path: Path, long_songs: Path, layout: tuple[str, ...]
 ) -> None:
-    assert check_kills(tmp_path, long_songs, {"index.py": 1, "dataset.py": 3}, layout)
+    assert check_kills(tmp_path, long_songs, {"index.py": 1, "dataset.py": 2}, layout)
 
 
 def test_what_is_killed_while_it_learns_or_packs_is_completed(prepared: Path, tmp_path: Path) -> None:
-    kills = {"index.py": 0, "dataset.py": 0, "tokenizer.py": 2, "train_bin.py": 2}
+    kills = {"index.py": 0, "dataset.py": 0, "tokenizer.py": 1, "train_bin.py": 1}
     assert check_kills(tmp_path, prepared / "raw_data", kills)
 
 
@@ -160,6 +160,26 @@ for pages in range(40):
     assert [files for _, files in outcomes] == [3] * 40
 
 
+def test_what_is_killed_while_it_writes_leaves_nothing_under_the_name(tmp_path: Path) -> None:
+    code = """
+import os, resource, signal, sys
+from pathlib import Path
+from midigpt.files import write_text
+from midigpt.storage import Folder
+folder = Folder(sys.argv[1])
+folder.make()
+for write in (lambda: folder.write("a_1.txt", bytes(9000)), lambda: write_text(Path(sys.argv[1], "b"), "b" * 9000)):
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        write()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGXFSZ
+"""
+    ok(subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True))
+    assert sorted(contents(tmp_path)) == [".b.tmp", ".tmp/a_1.txt"]
+
+
 # --- workers ---------------------------------------------------------------------------------------------
 
 
@@ -174,17 +194,18 @@ def large(path: Path, notes: int) -> None:
 @pytest.mark.parametrize(
     ("limit", "notes", "reason"),
     [
-        (("--time-limit", "0.5"), 3_000_000, "takes more than 0.5 s to read"),
+        (("--time-limit", "0.5"), 2_000_000, "takes more than 0.5 s to read"),
         (("--memory-limit", "0.2"), 1_500_000, "needs more memory than a worker has (--memory-limit)"),
+        (("--memory-limit", "0.36"), 1_500_000, "needs more memory than a worker has (--memory-limit)"),
     ],
-    ids=["time", "memory"],
+    ids=["time", "memory to read", "memory to encode"],
 )
 def test_a_file_that_takes_too_much_costs_only_itself(
     tmp_path: Path, layout: tuple[str, ...], limit: tuple[str, ...], notes: int, reason: str
 ) -> None:
     make_songs(tmp_path / "raw_data", 5)
     index_files(tmp_path)
-    ok(run_script("scripts/dataset.py", "--root", tmp_path, "--shards" if layout else "--no-shards"))
+    ok(run_script("scripts/dataset.py", "--root", tmp_path, *layout))
     without = contents(tmp_path / "data")
     large(tmp_path / "raw_data" / "song02a.mid", notes)
     shutil.rmtree(tmp_path / "cache")
@@ -193,6 +214,9 @@ def test_a_file_that_takes_too_much_costs_only_itself(
     assert f"refused 1: {reason.partition(' (')[0]}: song02a.mid" in ok(result) and not result.stderr
     assert verdicts(tmp_path)["song02a.mid"] == ("refused", reason, None)
     assert contents(tmp_path / "data") == without
+    if not layout:
+        ok(run_script("scripts/dataset.py", "--root", tmp_path, "--time-limit", "0", "--memory-limit", "0"))
+        assert verdicts(tmp_path)["song02a.mid"] == ("converted", None, None)
 
 
 # --- full disks ------------------------------------------------------------------------------------------
@@ -247,8 +271,10 @@ def test_a_disk_that_gets_full_of_documents(
     assert contents(root / "data") == whole and tables(root) == tables(tmp_path)
 
 
-@pytest.mark.parametrize("free", [0, 4096])
-@STEPS
+@pytest.mark.parametrize(
+    ("step", "free"),
+    [("index.py", 0), ("dataset.py", 0), ("dataset.py", 4096), ("tokenizer.py", 4096), ("train_bin.py", 4096)],
+)
 def test_a_full_disk(prepared: Path, disk: Callable[[str], Path], step: str, free: int) -> None:
     root = Path(shutil.copytree(prepared, disk("2m"), dirs_exist_ok=True))
     make_songs(root / "raw_data" / "more", 150)
@@ -283,6 +309,7 @@ def test_the_lock_is_free_when_its_holder_was_killed(tmp_path: Path, long_songs:
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
         while not documents(tmp_path):
             time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)  # so that it is still there
         assert f"(process {first.pid})" in refusal(run_script("scripts/index.py", "--root", tmp_path))
         first.kill()
     ok(run_script("scripts/index.py", "--root", tmp_path))
@@ -417,7 +444,7 @@ def test_an_index_of_another_version(work: Path, step: str) -> None:
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("at", [0, 100, 4096, 20000])
+@pytest.mark.parametrize("at", [0, 4096])
 @pytest.mark.parametrize("step", ["index.py", "dataset.py"])
 def test_a_damaged_index(tmp_path: Path, step: str, at: int) -> None:
     make_songs(tmp_path / "raw_data", 30)
@@ -441,7 +468,7 @@ def test_a_duplicate_comes_back_when_its_original_is_spoiled(tmp_path: Path) -> 
 
 @LAYOUTS
 def test_a_run_that_has_nothing_to_do_changes_no_byte(tmp_path: Path, layout: tuple[str, ...]) -> None:
-    make_songs(tmp_path / "raw_data", 50)
+    make_songs(tmp_path / "raw_data", 20)
     (tmp_path / "raw_data" / "text.mid").write_text("Dear diary")
     commands = [("scripts/index.py", "--raw-data", tmp_path / "raw_data")]
     commands += [("scripts/dataset.py", "--data", tmp_path / "data", *layout)]
