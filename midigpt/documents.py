@@ -24,8 +24,8 @@ def is_drawn(text: str, fraction: float) -> bool:
 class Split:
     """Which songs are held out: those whose hash with the seed falls into the fraction.
 
-    The hash is of the music itself, so copies and transpositions stay on one side, and adding files moves
-    no song. Raises UserError for a fraction outside 0..1.
+    The hash is of the music itself, and all versions of a song share one: so they stay on one side. Adding files
+    moves no song, unless one of them is a new version of it: then that song may change sides, as a whole. Raises UserError for a fraction outside 0..1.
     """
 
     val_fraction: float = 0.05

@@ -118,6 +118,48 @@ def test_a_refusal_that_may_pass_is_tried_again(tmp_path: Path) -> None:
     assert make_dataset(tmp_path).converted == 1
 
 
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_file_that_stays_unreadable_makes_no_work(tmp_path: Path, shards: bool) -> None:
+    make_songs(tmp_path / "raw_data", 3)
+    index_files(tmp_path)
+    (tmp_path / "raw_data" / "song01.mid").unlink()
+    os.mkfifo(tmp_path / "raw_data" / "song01.mid")  # opening it would wait for ever
+    summary = make_dataset(tmp_path, Options(shards=shards))
+    assert (summary.converted, summary.refused) == (2, {"song01.mid": "can't be read (no regular file)"})
+    assert make_dataset(tmp_path).converted == 0
+
+
+def test_what_broke_a_worker_is_tried_again_with_other_limits(tmp_path: Path) -> None:
+    make_songs(tmp_path / "raw_data", 2)
+    index_files(tmp_path)
+    make_dataset(tmp_path)
+    with sqlite3.connect(tmp_path / "cache" / "index.sqlite") as index:
+        crashed = "UPDATE files SET state = 'refused', reason = 'crashed the reader (signal 11)'"
+        index.execute(f"{crashed} WHERE name = 'song00'")
+    assert make_dataset(tmp_path).converted == 0
+    assert make_dataset(tmp_path, Options(time_limit=100)).converted == 1
+
+
+def test_a_folder_with_files_of_somebody_is_not_taken_for_data(tmp_path: Path) -> None:
+    make_songs(tmp_path / "raw_data", 2)
+    index_files(tmp_path)
+    for name in ("letter_1.txt", "manifest.json", "shard-1.txt"):
+        folder = tmp_path / name.replace(".", "-")
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        with pytest.raises(UserError, match="is not empty"):
+            make_dataset(tmp_path, Options(data=str(folder)))
+        assert (folder / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("location", ["s3://", "memory://data"])
+def test_a_place_that_keeps_nothing_is_told(tmp_path: Path, location: str) -> None:
+    make_songs(tmp_path / "raw_data", 1)
+    index_files(tmp_path)
+    flags = ("--root", tmp_path, "--data", location)
+    assert "is no place to keep files" in refusal(run_script("scripts/dataset.py", *flags))
+
+
 def test_an_empty_folder_and_one_without_midi_are_told(tmp_path: Path) -> None:
     assert "raw_data does not exist; make that folder" in refusal(run_script("scripts/index.py", "--root", tmp_path))
     (tmp_path / "raw_data").mkdir()

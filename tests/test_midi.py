@@ -215,6 +215,12 @@ def test_pedals_are_read_on_every_channel(channel: int) -> None:
     assert track.pedal.tolist() == [[100, 150], [200, 500]]  # the second is never released
 
 
+def test_running_status_goes_on_behind_a_meta_event() -> None:
+    pressure = [(0, b"\xd0\x10"), (0, b"\xff\x01\x01x"), (0, b"\x20"), (0, b"\x30")]
+    data = midi(chunk(*note(60), *pressure, *note(62, channel=1), program(7, 0, 0), *note(64)))
+    assert [(track.program, len(track)) for track in read_midi(data).tracks] == [(0, 2), (0, 1)]
+
+
 def test_a_pedal_of_another_channel_behind_the_notes_is_heard_by_its_track() -> None:
     tracks = read_midi(midi(chunk(*note(60), pedal(127, 1, 0), pedal(0, 1, 600)), chunk(*note(62, channel=1)))).tracks
     assert [track.pedal.tolist() for track in tracks] == [[], [[480, 1080]]]

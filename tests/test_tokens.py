@@ -323,3 +323,23 @@ def test_the_measure_counts_every_line_token_once(prepared: Path) -> None:
             counted[max(first, start + 1) : end] += 1
         assert counted.max() == 1
         assert np.array_equal(side.tokens[counted == 1], line_tokens(side))
+
+
+# --- shards ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["changed", "removed"])
+def test_a_shard_older_than_the_index_gives_no_songs_away_for_others(tmp_path: Path, what: str) -> None:
+    make_songs(tmp_path / "raw_data", 6)
+    index_files(tmp_path)
+    make_dataset(tmp_path, Options(shards=True))
+    whole = {song.name: texts for song, texts in read_songs(tmp_path, songs(tmp_path))}
+    path = tmp_path / "raw_data" / "song01.mid"
+    path.unlink() if what == "removed" else write_midi(melody(77), path)
+    index_files(tmp_path)
+    with pytest.raises(UserError, match="older than the index"):
+        list(read_songs(tmp_path, songs(tmp_path)))
+    make_dataset(tmp_path)
+    again = {song.name: texts for song, texts in read_songs(tmp_path, songs(tmp_path))}
+    others = whole.keys() - {"song01"}
+    assert {name: again[name] for name in others} == {name: whole[name] for name in others}

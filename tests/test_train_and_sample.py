@@ -58,6 +58,9 @@ def test_a_document_of_another_language_is_told(work: Path, text: str) -> None:
     [
         ("scripts/dataset.py", ("--workers", "0")),
         ("scripts/dataset.py", ("--limit", "-1")),
+        ("scripts/dataset.py", ("--time-limit", "-1")),
+        ("scripts/dataset.py", ("--memory-limit", "1e12")),
+        ("scripts/dataset.py", ("--max-seconds", "nan")),
         ("scripts/tokenizer.py", ("--val-fraction", "1.5")),
         ("scripts/train.py", ("--eval-interval", "0")),
         ("scripts/train.py", ("--model.n-head", "0")),
