@@ -73,6 +73,7 @@ class Summary:
     rescued: int  # damaged files among the converted
     duplicates: int  # files that are left out because another has their music
     songs: int  # clusters of files with the same music
+    before: str | None  # the filters of the last time, if they were others
 
 
 DEFAULT = Options()
@@ -84,6 +85,7 @@ def make_dataset(root: Path, options: Options = DEFAULT) -> Summary:
         data, is_sharded = _place(index, root, options)
         raw_data = data_folder(index, root, "raw_data")
         with data.being_written():
+            before = _last_filters(index, options)
             removed = _reconcile(index, raw_data, data, options, is_sharded)
             ids = [row[0] for row in index.execute("SELECT rowid FROM files WHERE state = 'new' ORDER BY name")]
             ids = ids[: options.limit]
@@ -101,7 +103,16 @@ def make_dataset(root: Path, options: Options = DEFAULT) -> Summary:
             _mark_duplicates(index, options.dedupe)
             if is_sharded:
                 _write_manifest(index, data)
-        return _summary(index, converted, removed)
+        return _summary(index, converted, removed, before)
+
+
+def _last_filters(index: sqlite3.Connection, options: Options) -> str | None:
+    """Those of the last time, if they were others; the new ones are remembered."""
+    last, now = setting(index, "filters"), str(options.filters)
+    with index:
+        if last != now:
+            set_setting(index, "filters", now)
+    return last if last != now and index.execute("SELECT 1 FROM files WHERE recipe IS NOT NULL").fetchone() else None
 
 
 def _place(index: sqlite3.Connection, root: Path, options: Options) -> tuple[Folder, bool]:
@@ -158,9 +169,14 @@ def _reconcile(index: sqlite3.Connection, raw_data: Folder, data: Folder, option
         else:
             expected = _reconcile_files(index, there)
     for name in there - expected:
-        if _DOCUMENT.fullmatch(name):
+        if _DOCUMENT.fullmatch(name) and _is_ours(next(data.read([name]))):
             data.remove(name)
     return gone
+
+
+def _is_ours(content: bytes | OSError) -> bool:
+    """Whether a file that bears a document's name begins like one, or like a shard or manifest."""
+    return isinstance(content, bytes) and content.startswith((b"# program=", b'{\n  "recipe"'))
 
 
 def _try_again(index: sqlite3.Connection, raw_data: Folder, options: Options) -> None:
@@ -406,7 +422,7 @@ def _write_manifest(index: sqlite3.Connection, data: Folder) -> None:
     data.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
 
 
-def _summary(index: sqlite3.Connection, converted: int, removed: int) -> Summary:
+def _summary(index: sqlite3.Connection, converted: int, removed: int, before: str | None) -> Summary:
     totals = index.execute(
         "SELECT count(*), total(tracks), total(notes), count(remark), count(duplicate_of), count(DISTINCT song)"
         " FROM files WHERE state = 'converted'"
@@ -416,4 +432,6 @@ def _summary(index: sqlite3.Connection, converted: int, removed: int) -> Summary
     named = {printable(os.fsdecode(path)): reason for path, reason in refused}
     states = Counter(dict(index.execute("SELECT state, count(*) FROM files GROUP BY state").fetchall()))
     left, filtered = states["new"], states["filtered"]
-    return Summary(converted, removed, left, files, documents, notes, named, filtered, rescued, duplicates, songs)
+    return Summary(
+        converted, removed, left, files, documents, notes, named, filtered, rescued, duplicates, songs, before
+    )

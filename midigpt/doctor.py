@@ -6,6 +6,7 @@ midigpt.doctor_advice says what to make of it, midigpt.doctor_page shows it.
 
 import os
 import random
+import re
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -227,7 +228,8 @@ def kinds(reasons: Iterable[tuple[File, str | None]]) -> dict[str, list[File]]:
     groups: dict[str, list[File]] = {}
     for file, reason in reasons:
         if reason:
-            groups.setdefault(reason.partition(" (")[0], []).append(file)
+            kind = re.sub(r"\d+", "N", reason.partition(" (")[0])
+            groups.setdefault(kind, []).append(file)
     return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
 

@@ -25,7 +25,8 @@ class Split:
     """Which songs are held out: those whose hash with the seed falls into the fraction.
 
     The hash is of the music itself, and all versions of a song share one: so they stay on one side. Adding files
-    moves no song, unless one of them is a new version of it: then that song may change sides, as a whole. Raises UserError for a fraction outside 0..1.
+    moves no song, unless one of them is a new version of it: then that song may change sides, as a whole.
+    Raises UserError for a fraction outside 0..1.
     """
 
     val_fraction: float = 0.05

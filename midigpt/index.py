@@ -139,7 +139,7 @@ def index_files(root: Path, raw_data: str = "") -> Counter[str]:
 
     `raw_data` is another place for it, a path or URL, and is remembered. A file is looked into only if its
     size or modification time differ from the index; it counts as changed if its bytes do (in a store: its tag).
-    Raises UserError where raw_data/ holds no MIDI file and never did, or in a store none now.
+    Raises UserError where raw_data/ holds no MIDI file.
     """
     if not raw_data and not (root / "cache" / "index.sqlite").exists():
         _check(Folder(str(root / "raw_data")))
@@ -162,7 +162,7 @@ def _check(raw_data: Folder) -> None:
 def _update(connection: sqlite3.Connection, raw_data: Folder, found: dict[str, Entry]) -> Counter[str]:
     rows = connection.execute("SELECT path, size, stamp, digest, state FROM files")
     known = {os.fsdecode(row[0]): row[1:] for row in rows}
-    if not found and (not known or raw_data.is_remote):  # in a store, an empty folder is a wrong name
+    if not found:  # where there were some, it is a disk that is not there, or a wrong name
         raise UserError(f"{raw_data} holds no MIDI file ({' '.join(EXTENSIONS)}, any case, in any subfolder)")
 
     count = Counter(new=0, changed=0, removed=0, same=0)

@@ -66,14 +66,20 @@ def main(args: Args) -> None:
     if min(args.workers, args.shard_files, 1 if args.limit is None else args.limit) < 1:
         raise UserError("--workers, --shard-files and --limit must be at least 1")
     options = Options(
-        args.limit,
-        args.data,
-        args.shards,
-        args.shard_files,
-        args.dedupe,
-        Filters(args.instruments, args.drums, args.min_notes, args.max_seconds, args.merge),
-        Executor(args.executor, args.workers, args.memory_limit, args.scheduler),
-        args.time_limit,
+        limit=args.limit,
+        data=args.data,
+        shards=args.shards,
+        shard_files=args.shard_files,
+        dedupe=args.dedupe,
+        filters=Filters(
+            instruments=args.instruments.lower().replace(", ", ",").replace(" ", "-"),
+            drums=args.drums,
+            min_notes=args.min_notes,
+            max_seconds=args.max_seconds,
+            merge=args.merge,
+        ),
+        executor=Executor(args.executor, args.workers, args.memory_limit, args.scheduler),
+        time_limit=args.time_limit,
     )
     start = time.perf_counter()
     with locked(args.root):
@@ -82,6 +88,8 @@ def main(args: Args) -> None:
 
 
 def report(summary: Summary, dedupe: Dedupe, seconds: float) -> None:
+    if summary.before is not None:
+        print(f"  converted anew: the last time's filters were {summary.before or 'none'}")
     by_kind: dict[str, list[str]] = {}
     for path, reason in summary.refused.items():
         by_kind.setdefault(reason.partition(" (")[0], []).append(path)
@@ -95,6 +103,8 @@ def report(summary: Summary, dedupe: Dedupe, seconds: float) -> None:
     if summary.songs < summary.files:
         print(f"  {summary.files} files hold {summary.songs} different songs;", end=" ")
         print(f"left out as duplicates: {summary.duplicates} (--dedupe {dedupe})")
+    if summary.filtered and not summary.files and not summary.left:
+        raise UserError("no file is left by these filters; with others, or none, the same files are converted again")
     if summary.refused and not summary.files and not summary.left:
         raise UserError(f"no file could be converted: all {len(summary.refused)} are refused")
     print(

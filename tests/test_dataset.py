@@ -140,6 +140,16 @@ def test_what_broke_a_worker_is_tried_again_with_other_limits(tmp_path: Path) ->
     assert make_dataset(tmp_path, Options(time_limit=100)).converted == 1
 
 
+def test_somebodys_text_in_data_stays(tmp_path: Path) -> None:
+    make_songs(tmp_path / "raw_data", 1)
+    index_files(tmp_path)
+    make_dataset(tmp_path)
+    (tmp_path / "data" / "letter_1.txt").write_text("Dear diary")
+    shutil.copy(tmp_path / "data" / "song00_1.txt", tmp_path / "data" / "stale_1.txt")
+    make_dataset(tmp_path)
+    assert documents(tmp_path).keys() == {"song00_1.txt", "letter_1.txt"}
+
+
 def test_a_folder_with_files_of_somebody_is_not_taken_for_data(tmp_path: Path) -> None:
     make_songs(tmp_path / "raw_data", 2)
     index_files(tmp_path)
