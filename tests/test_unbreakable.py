@@ -23,7 +23,7 @@ import pytest
 
 from midigpt.dataset import Options, make_dataset
 from midigpt.executors import Executor
-from midigpt.files import locked
+from midigpt.files import UserError, locked
 from midigpt.index import index_files
 from midigpt.language import decode, encode
 from midigpt.midi import write_midi
