@@ -86,7 +86,7 @@ def in_workers(root: Path, workers: int) -> Row:
         wall = time.perf_counter() - wall
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = time.process_time() - cpu + used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
-    return Row(wall, cpu, used.ru_maxrss / MIB_OF_RSS, 0, 0, "")
+    return Row(wall, cpu, 0, 0, 0, "")
 
 
 def measure(way: Callable[[Iterator[str], Path], Iterator[bytes]], root: Path, times: int, threads: int) -> Row:
@@ -127,7 +127,7 @@ def main(args: Args) -> None:
     if threads > 1:
         row = in_workers(args.root, threads)
         ratio = f"{rows['plain'].wall / row.wall:.1f}"
-        print(f"| train-bin, {threads} workers | {row.wall:.1f} | {row.cpu:.1f} | | | {row.peak:.0f} | {ratio} |")
+        print(f"| train-bin, {threads} workers | {row.wall:.1f} | {row.cpu:.1f} | | | | {ratio} |")
     sums = {row.sha256 for name, row in rows.items() if "by lines" in name or name == "plain"}
     documents = f"{rows['plain'].lines} lines, {rows['plain'].characters} characters"
     print(f"\n{documents}; the tokens are {'identical' if len(sums) == 1 else 'DIFFERENT'}")
