@@ -22,9 +22,8 @@ from midigpt.language import Document, LanguageError, encode_batch
 from midigpt.midi_bytes import MidiError
 from midigpt.rescue import rescue
 from midigpt.score import Score
-from midigpt.storage import Folder
+from midigpt.storage import UNREADABLE, Folder
 
-UNREADABLE = "can't be read"  # as the reason of a refusal; it may pass
 TOO_LARGE = "needs more memory than a worker has (--memory-limit)"
 BATCH_NOTES = 16384  # to encode at once
 

@@ -23,14 +23,14 @@ import numpy as np
 from tqdm import tqdm
 
 from midigpt import executors
-from midigpt.convert import TOO_LARGE, UNREADABLE, Chunk, Job, Outcome, Result, convert_chunk
+from midigpt.convert import TOO_LARGE, Chunk, Job, Outcome, Result, convert_chunk
 from midigpt.duplicates import Print, clusters, share_within
 from midigpt.executors import Executor
 from midigpt.files import UserError, printable
 from midigpt.filters import Filters
 from midigpt.index import data_folder, open_index, set_setting, setting, shard_name
 from midigpt.language import LANGUAGE
-from midigpt.storage import Folder
+from midigpt.storage import UNREADABLE, Folder
 from midigpt.workers import Died
 
 Dedupe = Literal["off", "exact", "music"]
