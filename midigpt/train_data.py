@@ -87,7 +87,7 @@ def make_train_bin(root: Path, split: Split, processes: int = 1) -> tuple[Counts
 
 @dataclass(frozen=True)
 class Task:
-    """Songs to pack together: some, or those of a shard."""
+    """Songs to pack together: some, or all of a shard."""
 
     number: int
     songs: tuple[Song, ...]
@@ -105,37 +105,51 @@ class Packed:
 
 def _tasks(chosen: Iterable[Song]) -> Iterator[Task]:
     number = count()
-    for _, some in groupby(chosen, key=lambda song: song.shard):
-        while part := tuple(islice(some, SONGS_AT_ONCE)):
+    for shard, some in groupby(chosen, key=lambda song: song.shard):
+        most = SONGS_AT_ONCE if shard is None else None  # a shard can only be read whole: once, in one task
+        while part := tuple(islice(some, most)):
             yield Task(next(number), part)
 
 
 def _in_order(
-    tasks: Iterable[Task], pack: Callable[[Task], tuple[Packed, Packed]], processes: int
+    tasks: Iterable[Task], pack: Callable[[Task], list[tuple[Packed, Packed]]], processes: int
 ) -> Iterator[tuple[Packed, Packed]]:
     """The results of tasks in their order, whoever is done first."""
     if processes == 1:
-        yield from map(pack, tasks)
+        for task in tasks:
+            yield from pack(task)
         return
-    early: dict[int, tuple[Packed, Packed]] = {}
+    early: dict[int, list[tuple[Packed, Packed]]] = {}
     due = 0
     for task, result in workers.run(pack, tasks, processes):
         if isinstance(result, workers.Died):
             raise UserError(f"a worker died while it packed songs ({result}); try fewer: --workers 1")
         early[task.number] = result
         while due in early:
-            yield early.pop(due)
+            yield from early.pop(due)
             due += 1
 
 
-def pack_songs(task: Task, root: Path, split: Split) -> tuple[Packed, Packed]:
-    """The training and the validation side of some songs. A process remembers the lines it has encoded."""
+def pack_songs(task: Task, root: Path, split: Split) -> list[tuple[Packed, Packed]]:
+    """The training and the validation side of a task's songs, a few songs at a time.
+
+    A process remembers the lines it has encoded.
+    """
     if multiprocessing.parent_process():
         os.environ["RAYON_NUM_THREADS"] = "1"  # the other cores have workers of their own
+    encode = _encoder(tokenizer_path(root), file_sha256(tokenizer_path(root)))
+    coming = read_songs(root, task.songs)
+    packed = []
+    while some := list(islice(coming, SONGS_AT_ONCE)):  # lines take far more memory than their tokens
+        packed.append(_pack(some, encode, split))
+    return packed
+
+
+def _pack(some: Iterable[tuple[Song, list[str]]], encode: LineEncoder, split: Split) -> tuple[Packed, Packed]:
     lines: tuple[list[str], list[str]] = [], []
     begins: tuple[list[int], list[int]] = [], []  # where in these lines each document begins
     songs_of, notes = [0, 0], [0, 0]
-    for song, texts in read_songs(root, task.songs):
+    for song, texts in some:
         side = int(split.is_val(song))
         songs_of[side] += 1
         for number, text in enumerate(texts, start=1):
@@ -146,7 +160,7 @@ def pack_songs(task: Task, root: Path, split: Split) -> tuple[Packed, Packed]:
             notes[side] += body.count("|")
     packed = []
     for side in (0, 1):
-        tokens, lengths = _encoder(tokenizer_path(root), file_sha256(tokenizer_path(root)))(lines[side])
+        tokens, lengths = encode(lines[side])
         position = np.append(0, np.cumsum(lengths))  # of each line
         first = np.array(begins[side], np.int64)
         docs = np.stack([position[first], position[first + 2]], axis=1)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from midigpt import documents as documents_module
 from midigpt import tokenizer as tokenizer_module
 from midigpt import train_data
 from midigpt.dataset import Options, make_dataset
@@ -326,6 +327,17 @@ def test_the_measure_counts_every_line_token_once(prepared: Path) -> None:
 
 
 # --- shards ----------------------------------------------------------------------------------------------
+
+
+def test_a_shard_is_read_once_and_gives_what_files_give(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in (work / "train").iterdir()}
+    make_dataset(work, Options(shards=True, shard_files=20))
+    opened = []
+    monkeypatch.setattr(documents_module, "_bytes", lambda content, path: opened.append(path) or content)
+    monkeypatch.setattr(train_data, "SONGS_AT_ONCE", 3)
+    make_train_bin(work, SPLIT)
+    assert opened == [f"{work}/data/shard-000001.txt", f"{work}/data/shard-000002.txt"]
+    assert {path.name: path.read_bytes() for path in (work / "train").iterdir()} == before
 
 
 @pytest.mark.parametrize("what", ["changed", "removed"])
