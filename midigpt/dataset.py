@@ -136,12 +136,13 @@ def _place(index: sqlite3.Connection, root: Path, options: Options) -> tuple[Fol
 
 def _check_strangers(index: sqlite3.Connection, data: Folder) -> None:
     """Raises UserError if files that might be somebody's would be taken for old documents and removed."""
+    there = data.names()  # of a place of ours, too: nothing changes if it can't be listed
+    if setting(index, f"data {data}") == "used":  # then shards and manifest are old ones of this index
+        return
     known = {row[0] for row in index.execute("SELECT name FROM files")}
-    is_ours = setting(index, f"data {data}") == "used"  # then its shards and manifest are old ones of this index
-    strangers = (name for name in sorted(data.names()) if _DOCUMENT.fullmatch(name))
-    stranger = next((name for name in strangers if not is_ours and name.rpartition("_")[0] not in known), None)
-    if stranger:
-        raise UserError(f"{data} is not empty: {stranger} would be removed, as documents are; choose a folder for data")
+    for name in sorted(there):
+        if _DOCUMENT.fullmatch(name) and name.rpartition("_")[0] not in known:
+            raise UserError(f"{data} is not empty: {name} would be removed, as documents are; choose a folder for data")
 
 
 # --- what is to be done ----------------------------------------------------------------------------------
