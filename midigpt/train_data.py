@@ -1,4 +1,4 @@
-"""Documents -> train.bin and val.bin, and from there to batches.
+"""Documents -> train.bin and val.bin, and reading them.
 
 train/train.bin and train/val.bin are plain little-endian uint16 tokens without a header. Beside each lies
 NAME.docs.npy, int64 of shape (D, 2): for each document the position of its start token and that of its
@@ -247,7 +247,7 @@ def open_tokens(path: Path) -> Tokens:
         raise UserError(f"{path} does not exist yet; make it with: {make(path.parents[1], 'train-bin')}")
     if path.stat().st_size == 0:
         return np.empty(0, DTYPE)
-    return np.memmap(path, DTYPE, mode="r")
+    return np.memmap(path, DTYPE, mode="c")  # copy on write: what torch takes without complaint; nobody writes
 
 
 @dataclass(frozen=True)
@@ -257,6 +257,11 @@ class Side:
     tokens: Tokens  # (N,)
     docs: IntArray  # (D, 2) start of the document, first token after its header; ascending
     notes: int
+
+    @property
+    def ends(self) -> IntArray:
+        """(D,) where each document ends."""
+        return np.append(self.docs[:, 0], len(self.tokens))[1:]
 
 
 def load_side(root: Path, name: str) -> tuple[Side, dict[str, Any]]:
@@ -279,74 +284,9 @@ def load_side(root: Path, name: str) -> tuple[Side, dict[str, Any]]:
     return Side(tokens, docs, meta[name]["notes"]), meta
 
 
-def _ends(side: Side) -> IntArray:
-    """(D,) where each document ends."""
-    return np.append(side.docs[:, 0], len(side.tokens))[1:]
-
-
 def line_tokens(side: Side) -> Tokens:
     """The tokens that the measure counts: those of lines, without starts and headers."""
     mask = np.zeros(len(side.tokens) + 1, np.int64)
     np.add.at(mask, side.docs[:, 1], 1)
-    np.add.at(mask, _ends(side), -1)
+    np.add.at(mask, side.ends, -1)
     return side.tokens[np.cumsum(mask[:-1]) > 0]
-
-
-def evaluation_windows(side: Side, block_size: int) -> list[tuple[int, int, int]]:
-    """Windows (start, end, counted) that read every document from its start and count every line token once.
-
-    A window's inputs are tokens [start, end - 1), its targets [start + 1, end), of which those at or after
-    `counted` count. Documents longer than a block go on in windows half a block further, so that a counted
-    target has at least half a block before it. Ordered by length, so that batches need little padding.
-    """
-    windows = []
-    for (start, counted), end in zip(side.docs.tolist(), _ends(side).tolist(), strict=True):
-        while counted < end:
-            stop = min(start + block_size + 1, end)
-            if counted < stop:
-                windows.append((start, stop, counted))
-            start, counted = start + max(block_size // 2, 1), max(counted, stop)
-    return sorted(windows, key=lambda window: (window[1] - window[0], window))
-
-
-# --- batches ---------------------------------------------------------------------------------------------
-
-
-class Batches:
-    """Training batches as a pure function of the step.
-
-    Each epoch puts the documents into a new order, end to end; the epochs follow one another in one endless
-    stream, cut into windows without gap. So every token is a target exactly once an epoch, and nothing is
-    thrown away.
-    """
-
-    def __init__(self, side: Side, batch_size: int, block_size: int, seed: int) -> None:
-        self.side, self.batch_size, self.block_size, self.seed = side, batch_size, block_size, seed
-        self._lengths = _ends(side) - side.docs[:, 0]
-        self._epoch = -1  # of the order at hand
-
-    def __call__(self, step: int) -> tuple[IntArray, IntArray]:
-        """Inputs and targets of a step, each of shape (batch_size, block_size)."""
-        window = self.batch_size * self.block_size
-        stream = self._read(step * window, (step + 1) * window + 1)
-        shape = self.batch_size, self.block_size
-        return stream[:-1].reshape(shape), stream[1:].reshape(shape)
-
-    def _read(self, start: int, end: int) -> IntArray:
-        """Tokens [start, end) of the endless stream."""
-        length = len(self.side.tokens)
-        parts = []
-        for epoch in range(start // length, (end - 1) // length + 1):
-            self._arrange(epoch)
-            at = np.arange(max(start - epoch * length, 0), min(end - epoch * length, length))
-            place = np.searchsorted(self._begins, at, side="right") - 1  # which document of the epoch
-            parts.append(self.side.tokens[self.side.docs[self._order[place], 0] + at - self._begins[place]])
-        return np.concatenate(parts).astype(np.int64)
-
-    def _arrange(self, epoch: int) -> None:
-        """Set the epoch's order of documents, (D,), and where each begins in the epoch, (D,)."""
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.side.docs))
-            lengths = self._lengths[self._order]
-            self._begins = np.cumsum(lengths) - lengths
