@@ -28,12 +28,12 @@ WORDS: dict[Any, str] = {
 Config = TypeVar("Config")
 
 
-def parse_config(kind: type[Config], description: str | None, preset: str | None = None) -> Config:
+def parse_config(kind: type[Config], description: str | None, default: Config | None = None) -> Config:
     """The command line as an instance of the frozen dataclass `kind`, whose fields all have defaults.
 
     `kind` has a field `config: str | None`: the name of a preset, configs/NAME.toml of the project, or a path that
-    ends in .toml. What stands in that file takes the place of the defaults, and flags that of the file; `preset` is
-    used where no --config is given, `--config None` for none. Fields may be int, float, bool, str, Path, Literal,
+    ends in .toml. What stands in that file takes the place of the defaults, and flags that of the file;
+    `default` is used where no --config is given. Fields may be int, float, bool, str, Path, Literal,
     X | None, tuple[X, ...] and other frozen dataclasses. As with `parse_arguments`, from here on what the user can
     mend is printed as a sentence. Raises UserError for a file that is missing or wrong; flags that are wrong end
     the process, as tyro does.
@@ -42,10 +42,11 @@ def parse_config(kind: type[Config], description: str | None, preset: str | None
 
     sys.excepthook = say
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", nargs="?", default=preset)  # without a value it is tyro's to answer
+    parser.add_argument("--config", nargs="?")  # without a value it is tyro's to answer
     name = parser.parse_known_args()[0].config
-    default = kind() if name in (None, "None") else load_preset(kind, name)
-    return tyro.cli(kind, description=description, default=default)
+    if name not in (None, "None"):
+        default = load_preset(kind, name)
+    return tyro.cli(kind, description=description, default=default or kind())
 
 
 def load_preset(kind: type[Config], name: str) -> Config:
@@ -71,14 +72,32 @@ def load_preset(kind: type[Config], name: str) -> Config:
         raise UserError(f"{shown} is not valid TOML: {reason}") from None
     if "config" in table:
         raise UserError(f"{shown}: config can't be set in a file; give --config on the command line")
+    return dataclasses.replace(from_table(kind, table, shown), config=name)  # type: ignore[type-var]
+
+
+def from_table(kind: type[Config], table: dict[str, Any], shown: str) -> Config:
+    """The instance of `kind` that a table of TOML or JSON describes; `shown` names it in a UserError."""
     default = kind()
-    return _fill(default, table, list(_names(default)), shown, "", {"config": name})
+    return _fill(default, table, list(_names(default)), shown, "")
 
 
-def _fill(default: Any, table: dict[str, Any], names: list[str], shown: str, prefix: str, given: dict[str, Any]) -> Any:
-    """`default` with the values of a table and those `given`; `names` are all settings there are, dotted."""
+def as_table(config: Any) -> dict[str, Any]:
+    """Undo from_table: what JSON can hold, without what is not set."""
+    return {
+        field.name: as_table(value)
+        if dataclasses.is_dataclass(value)
+        else str(value)
+        if isinstance(value, Path)
+        else value
+        for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) is not None
+    }
+
+
+def _fill(default: Any, table: dict[str, Any], names: list[str], shown: str, prefix: str) -> Any:
+    """`default` with the values of a table; `names` are all settings there are, dotted."""
     hints = typing.get_type_hints(type(default))
-    values = dict(given)
+    values: dict[str, Any] = {}
     for key, value in table.items():
         field = key.replace("-", "_")
         dotted = prefix + field
@@ -89,7 +108,7 @@ def _fill(default: Any, table: dict[str, Any], names: list[str], shown: str, pre
         if dataclasses.is_dataclass(old := getattr(default, field)):
             if not isinstance(value, dict):
                 raise UserError(f"{shown}: {dotted} is {_show(value)}, but must be a table: [{dotted}]")
-            values[field] = _fill(old, value, names, shown, f"{dotted}.", {})
+            values[field] = _fill(old, value, names, shown, f"{dotted}.")
             continue
         try:
             values[field] = _read(value, hints[field])

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import nn
 
 from midigpt.train_data import Side, line_tokens
 
@@ -129,4 +129,3 @@ def evaluation_windows(side: Side, block_size: int) -> Windows:
                 windows.append((start, stop, counted))
             start, counted = start + max(block_size // 2, 1), max(counted, stop)
     return sorted(windows, key=lambda window: (window[0] - window[1], window))
-

@@ -120,5 +120,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def append_line(path: Path, line: str) -> None:
+    """Write a line behind the others of a file. Raises UserError where there is no room."""
+    try:
+        with path.open("a", encoding="utf-8", newline="\n") as out:
+            out.write(line + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be written ({error.strerror or error}); mend that, and run the same command again"
+        ) from None
+
+
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))

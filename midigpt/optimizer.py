@@ -39,9 +39,7 @@ class Muon(torch.optim.Optimizer):
     An update has the root mean square UPDATE_RMS times the learning rate, whatever the shape.
     """
 
-    def __init__(
-        self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
-    ) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -108,7 +106,9 @@ def restore_optimizer_state(
     model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor]
 ) -> None:
     """Undo optimizer_state."""
-    owner = {weight: optimizer for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]}
+    owner = {
+        weight: optimizer for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]
+    }
     weights = dict(model.named_parameters())
     for name, tensor in tensors.items():
         kind, _, parameter = name.partition(".")

@@ -6,6 +6,7 @@ SMALL_TOKENS = 5_000_000  # of training data, from which on `small` pays on a GP
 BASE_TOKENS = 100_000_000
 EVALUATION_SHARE = 0.1  # of a run's time, which evaluating may take
 FEWEST_EVALUATIONS, MOST_EVALUATIONS = 4, 20
+AVERAGED = 0.05  # of the steps of a run, over which the averaged weights look back
 MARGIN = 0.02  # of a budget of minutes, kept back
 
 
@@ -50,9 +51,7 @@ def steps_between_evaluations(max_steps: int, tokens_per_step: int, tokens_read:
     return math.ceil(max_steps / min(max(affordable, FEWEST_EVALUATIONS), MOST_EVALUATIONS))
 
 
-def steps_that_fit(
-    done: int, seconds_left: float, step_seconds: float, eval_interval: int, eval_seconds: float
-) -> int:
+def steps_that_fit(done: int, seconds_left: float, step_seconds: float, eval_interval: int, eval_seconds: float) -> int:
     """The step at which a run must end to end in time; at least the next."""
     per_step = step_seconds + eval_seconds / eval_interval
     return done + max(int((seconds_left * (1 - MARGIN) - eval_seconds) / per_step), 1)

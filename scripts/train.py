@@ -7,113 +7,23 @@ Ctrl-C saves and ends; the same command goes on where it stopped. Examples:
 """
 
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from midigpt.config import parse_config
+from midigpt.config import as_table, from_table, load_preset, parse_config
 from midigpt.files import UserError, append_line, make, read_json, write_text
+from midigpt.settings import Config, validate
 
 BEGUN = time.perf_counter()
 
-
-@dataclass(frozen=True)
-class Shape:
-    type: Literal["qwen3", "gpt2"] = "qwen3"
-    """Rotary positions, RMSNorm, SwiGLU; or what GPT-2 had."""
-    n_layer: int = 4
-    """Layers."""
-    n_head: int = 4
-    """Attention heads a layer."""
-    n_kv_head: int | None = None
-    """Heads of keys and values, shared by the others (qwen3); without it as many as n_head."""
-    n_embd: int = 128
-    """Width; a multiple of 2 * n_head."""
-    block_size: int = 256
-    """Tokens the model sees at once."""
-
-
-@dataclass(frozen=True)
-class Config:
-    config: str | None = None
-    """A preset of configs/ or a .toml file; without it the size is chosen by the music and the device."""
-    root: Path = Path()
-    """The working folder."""
-    run: str = "default"
-    """Name of the run; one that exists is gone on with."""
-    init_from: Path | None = None
-    """A checkpoint folder to begin from, its tokenizer included."""
-    model: Shape = field(default_factory=Shape)
-    """The model's shape."""
-    # How long: the shortest of what is given; without any, 20 epochs or 30 minutes.
-    max_steps: int | None = None
-    """Optimizer steps of the whole run."""
-    epochs: float | None = None
-    """How often every token is learned from."""
-    minutes: float | None = None
-    """Time the whole run may take; the schedule ends inside it."""
-    # Learning
-    batch_size: int = 16
-    """Windows of block_size tokens a step, over all processes."""
-    micro_batch_size: int | None = None
-    """Windows at once in one process; fewer take less memory and give the same steps."""
-    learning_rate: float = 1e-2
-    """Muon's highest, of the matrices."""
-    adam_learning_rate: float = 3e-3
-    """AdamW's highest, of embeddings and norms."""
-    warmup_steps: int = 50
-    """Steps in which the learning rates rise in a line."""
-    decay: float = 0.5
-    """Share of the run, at its end, in which they fall in a line to zero."""
-    weight_decay: float | None = None
-    """Of matrices; without it, by the number of epochs."""
-    dropout: float | None = None
-    """Share of activations dropped in training; without it, by the number of epochs."""
-    seed: int = 0
-    """Of the first weights, the order of documents and dropout."""
-    # What is seen of it
-    eval_interval: int | None = None
-    """Steps between evaluations on the whole of val.bin; without it, so many that they take a tenth of the time."""
-    log_interval: int = 20
-    """Steps between lines of the log."""
-    logger: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where metrics go besides metrics.jsonl."""
-    # Machine
-    device: str | None = None
-    """cuda, mps or cpu; by itself the fastest there is."""
-    compile: bool | None = None
-    """Compile the training step; without it, on CUDA alone."""
-
-
-DEFAULT_LENGTH = {"epochs": 20.0, "minutes": 30.0}
-LENGTHS = "max_steps", "epochs", "minutes"
+EPOCHS, MINUTES = 20.0, 30.0  # where no length is given
+LENGTHS = {"max_steps", "epochs", "minutes"}
 GRAD_CLIP = 1.0  # the largest norm of the gradient
 TRIAL_STEPS = 3  # to find the speed
 SAVE_SECONDS = 300  # between savings of latest/, so that a power cut costs minutes
 EXPLODED = 1.5  # nats per token above the best so far: a run that has gone wrong
 TAKE_NOTES = 64  # of the take at each evaluation
-
-
-def validate(config: Config) -> None:
-    """Raise UserError for numbers that can't be."""
-    shape = config.model
-    least = {"batch_size": 1, "micro_batch_size": 1, "max_steps": 1, "eval_interval": 1, "log_interval": 1, "seed": 0}
-    for name, lowest in least.items():
-        if (value := getattr(config, name)) is not None and value < lowest:
-            raise UserError(f"--{name.replace('_', '-')} {value} must be at least {lowest}")
-    for name in ("n_layer", "n_head", "n_kv_head", "n_embd", "block_size"):
-        if (value := getattr(shape, name)) is not None and value < 1:
-            raise UserError(f"--model.{name.replace('_', '-')} {value} must be at least 1")
-    for name in ("epochs", "minutes", "decay", "learning_rate", "adam_learning_rate"):
-        if (value := getattr(config, name)) is not None and not value > 0:
-            raise UserError(f"--{name.replace('_', '-')} {value} must be more than 0")
-    if config.decay > 1 or (config.dropout is not None and not 0 <= config.dropout < 1):
-        raise UserError("--decay must be at most 1, --dropout from 0 to below 1")
-    if shape.n_embd % (2 * shape.n_head):
-        raise UserError(f"--model.n-embd {shape.n_embd} is not a multiple of twice --model.n-head {shape.n_head}")
-    if shape.n_head % (shape.n_kv_head or shape.n_head):
-        raise UserError(f"--model.n-head {shape.n_head} is not a multiple of --model.n-kv-head {shape.n_kv_head}")
-
 
 config = parse_config(Config, __doc__)
 validate(config)
@@ -123,8 +33,8 @@ import copy
 import json
 import math
 import os
-import shutil
 import signal
+import sys
 from contextlib import nullcontext
 from types import FrameType
 
@@ -132,19 +42,29 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from midigpt.loggers import open_loggers
 from tokenizers import Tokenizer
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from midigpt.batches import Batches
 from midigpt.checkpoint import find_checkpoint, load_checkpoint, load_state, save_checkpoint
 from midigpt.devices import device_name, fast_bf16, keep_freed_memory, peak_flops, pick_device
-from midigpt.evaluate import Evaluation, Figures, unigram_bits_per_note
+from midigpt.evaluate import Evaluation, unigram_bits_per_note
 from midigpt.generate import Drawing, compose
-from midigpt.loggers import open_loggers
 from midigpt.midi import write_midi
 from midigpt.model import ModelConfig, build_model, flops_per_token, set_dropout
 from midigpt.optimizer import groups, make_optimizers, optimizer_state, restore_optimizer_state
+from midigpt.plan import (
+    averaging_weight,
+    choose_preset,
+    is_decaying,
+    learning_rate_factor,
+    regularisation,
+    steps_between_evaluations,
+    steps_that_fit,
+)
 from midigpt.tokenizer import file_sha256, tokenizer_path
 from midigpt.train_data import load_side
 
@@ -212,9 +132,9 @@ else:
 validate(config)
 shape = config.model
 if given := {name for name in LENGTHS if any(arg.replace("-", "_").startswith(f"__{name}") for arg in sys.argv[1:])}:
-    config = replace(config, **{name: None for name in LENGTHS if name not in given})
+    config = replace(config, **dict.fromkeys(LENGTHS - given))
 elif not any(getattr(config, name) for name in LENGTHS):
-    config = replace(config, **DEFAULT_LENGTH)
+    config = replace(config, epochs=EPOCHS, minutes=MINUTES)
 if len(train.tokens) <= shape.block_size:
     raise UserError(
         f"{config.root / 'train' / 'train.bin'} has {len(train.tokens)} tokens, no more than one block of"
@@ -303,7 +223,7 @@ def planned(done: int, eval_interval: int) -> int:
 
 first_step: int = then.get("step", 0)
 if config.minutes is not None:  # how fast is it? Gradients of this trial are thrown away
-    for repeat in range(TRIAL_STEPS + 1):
+    for _ in range(TRIAL_STEPS + 1):
         started = time.perf_counter()
         forward_backward(first_step).item()
         step_seconds = time.perf_counter() - started  # of the last; the first may compile
@@ -318,13 +238,11 @@ if first_step > max_steps:
     raise UserError(f"{run_folder} has made {first_step} steps already; ask for more, or for a new --run NAME")
 epochs = max_steps * tokens_per_step / len(train.tokens)
 dropout, weight_decay = regularisation(epochs)
-config = replace(
-    config,
-    dropout=dropout if config.dropout is None else config.dropout,
-    weight_decay=weight_decay if config.weight_decay is None else config.weight_decay,
-)
-set_dropout(model, config.dropout)
-optimizers = make_optimizers(model, config.learning_rate, config.adam_learning_rate, config.weight_decay)
+dropout = dropout if config.dropout is None else config.dropout
+weight_decay = weight_decay if config.weight_decay is None else config.weight_decay
+config = replace(config, dropout=dropout, weight_decay=weight_decay)
+set_dropout(model, dropout)
+optimizers = make_optimizers(model, config.learning_rate, config.adam_learning_rate, weight_decay)
 
 # --- go on with the run, or begin it ---------------------------------------------------------------------
 
@@ -409,7 +327,9 @@ say(
     + (f", as many as fit into {config.minutes:g} minutes" if max_steps < most_steps else "")
     + (f"; from step {first_step}" if first_step else "")
 )
-say(f"  MFU is of {peak / 1e12 * world:.1f} TFLOP/s, {peak_source}; a token takes {flops / 1e6:.1f} MFLOP (arXiv 2204.02311)")
+say(
+    f"  MFU is of {peak / 1e12 * world:.1f} TFLOP/s, {peak_source}; a token takes {flops / 1e6:.1f} MFLOP (arXiv 2204.02311)"
+)
 
 begun = logged = saved = time.perf_counter()
 losses: list[Tensor] = []  # since the last line of the log
@@ -449,8 +369,8 @@ while done < max_steps:
     if not train_loss < lowest + EXPLODED:
         safe = f"the last good checkpoint is {run_folder / 'latest'}" if saved_once else "nothing was saved yet"
         raise UserError(
-            f"the loss is {train_loss:.3f} nats per token at step {done}, {lowest:.3f} at its best: the run has gone wrong;"
-            f" {safe}; begin a new --run with a smaller --learning-rate"
+            f"the loss is {train_loss:.3f} nats per token at step {done}, {lowest:.3f} at its best:"
+            f" the run has gone wrong; {safe}; begin a new --run with a smaller --learning-rate"
         )
     lowest = min(lowest, train_loss)
     step_seconds = (now - logged) / len(losses)
