@@ -4,6 +4,7 @@ import ctypes
 import ctypes.util
 import sys
 import time
+from functools import cache
 
 import torch
 
@@ -34,6 +35,7 @@ def pick_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+@cache
 def fast_bf16(device: str) -> bool:
     """Whether bfloat16 matrix products are faster than float32 there: any recent GPU, CPUs with the instructions."""
     if device.startswith("cuda"):

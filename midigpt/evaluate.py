@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import nn
 
+from midigpt.tokenizer import START
 from midigpt.train_data import Side, line_tokens
 
 LOGITS_AT_ONCE = 1 << 25  # numbers: 128 MB
@@ -43,7 +44,8 @@ class Evaluation:
         self.windows = evaluation_windows(val, block_size)
         self.tokens_read = sum(end - start for start, end, _ in self.windows)
         texts = (tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size()))
-        notes = np.array([text.count("|") for text in texts])[val.tokens]  # (N,) that end in each token
+        notes_of = np.array([text.count("|") if text != START else 0 for text in texts])
+        notes = notes_of[val.tokens]  # (N,) that end in each token
         document = np.repeat(np.arange(len(val.docs)), val.ends - val.docs[:, 0])
         before = np.cumsum(notes) - notes
         of_piece = before - before[val.docs[:, 0]][document]  # (N,) notes of its document before each token

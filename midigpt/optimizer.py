@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from midigpt.devices import fast_bf16
+
 # Of the quintic Newton-Schulz iteration: the published ones, chosen for a steep slope at zero.
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 ITERATIONS = 5
@@ -19,7 +21,7 @@ UPDATE_RMS = 0.2  # of an update at a learning rate of 1, as AdamW's: Liu et al.
 ADAM_BETAS = 0.9, 0.99  # nanoGPT's for small batches
 
 
-def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """Matrices (..., M, N) with all singular values moved to about 1 (0.7 to 1.2), in `dtype`."""
     a, b, c = COEFFICIENTS
     x = matrices.to(dtype)
@@ -43,7 +45,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> None:
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for weight in group["params"]:
@@ -60,7 +62,8 @@ class Muon(torch.optim.Optimizer):
         momenta = [self.state[weight]["momentum"] for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
-        updates = orthogonalize(torch.stack(ahead)).to(weights[0].dtype).unbind()
+        dtype = torch.bfloat16 if fast_bf16(str(weights[0].device)) else torch.float32
+        updates = orthogonalize(torch.stack(ahead), dtype).to(weights[0].dtype).unbind()
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(weights, updates, alpha=-group["lr"] * UPDATE_RMS * longest**0.5)
 

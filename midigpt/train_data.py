@@ -44,22 +44,20 @@ class Counts:
     notes: int
 
 
-def make_train_bin(root: Path, split: Split, processes: int = 1) -> tuple[Counts, Counts]:
+def make_train_bin(
+    root: Path, split: Split, processes: int = 1, init_from: Path | None = None
+) -> tuple[Counts, Counts]:
     """Pack all documents as tokens; returns the counts of the training and of the validation side.
 
-    The same documents, tokenizer and split give the same bytes. Raises UserError where something is missing
-    or the tokenizer was learned with another split, and so from songs that would be held out.
+    The tokens are those of the working folder's tokenizer, or of the checkpoint `init_from`. The same documents,
+    tokenizer and split give the same bytes. Raises UserError where something is missing or the working folder's
+    tokenizer was learned with another split, and so from songs that would be held out.
     """
-    tokenizer, tokenizer_meta = load_tokenizer(root)
-    learned = Split(tokenizer_meta["val_fraction"], tokenizer_meta["seed"])
-    if split != learned:
-        flags = f"--val-fraction {split.val_fraction} --seed {split.seed}"
-        raise UserError(
-            f"the tokenizer was learned with --val-fraction {learned.val_fraction} --seed {learned.seed} and has seen"
-            f' songs that would now be held out; learn it again with: make tokenizer ARGS="{flags}"'
-        )
+    path = init_from / "tokenizer.json" if init_from else tokenizer_path(root)
+    tokenizer = _tokenizer_of(init_from) if init_from else _tokenizer_learned_with(root, split)
+    sha256 = file_sha256(path)
     folder = root / "train"
-    pack = partial(pack_songs, root=root, split=split)
+    pack = partial(pack_songs, root=root, split=split, tokenizer_json=path, sha256=sha256)
     with (
         _writer(folder, "train") as train,
         _writer(folder, "val") as val,
@@ -75,7 +73,7 @@ def make_train_bin(root: Path, split: Split, processes: int = 1) -> tuple[Counts
         folder / "meta.json",
         {
             "language": LANGUAGE,
-            "tokenizer": tokenizer_meta["sha256"],
+            "tokenizer": sha256,
             "vocab_size": tokenizer.get_vocab_size(),
             **asdict(split),
             "train": asdict(counts[0]),
@@ -83,6 +81,27 @@ def make_train_bin(root: Path, split: Split, processes: int = 1) -> tuple[Counts
         },
     )
     return counts
+
+
+def _tokenizer_learned_with(root: Path, split: Split) -> Tokenizer:
+    tokenizer, meta = load_tokenizer(root)
+    learned = Split(meta["val_fraction"], meta["seed"])
+    if split != learned:
+        flags = f"--val-fraction {split.val_fraction} --seed {split.seed}"
+        raise UserError(
+            f"the tokenizer was learned with --val-fraction {learned.val_fraction} --seed {learned.seed} and has seen"
+            f' songs that would now be held out; learn it again with: make tokenizer ARGS="{flags}"'
+        )
+    return tokenizer
+
+
+def _tokenizer_of(checkpoint: Path) -> Tokenizer:
+    path, run = checkpoint / "tokenizer.json", checkpoint / "run.json"
+    if not path.exists() or not run.exists():
+        raise UserError(f"{checkpoint} is not a checkpoint of midigpt; give a folder like train/runs/NAME/best")
+    if (language := read_json(run)["language"]) != LANGUAGE:
+        raise UserError(f"{checkpoint} speaks another language ({language}) than this version ({LANGUAGE})")
+    return Tokenizer.from_file(str(path))
 
 
 @dataclass(frozen=True)
@@ -130,14 +149,16 @@ def _in_order(
             due += 1
 
 
-def pack_songs(task: Task, root: Path, split: Split) -> list[tuple[Packed, Packed]]:
+def pack_songs(
+    task: Task, root: Path, split: Split, tokenizer_json: Path, sha256: str
+) -> list[tuple[Packed, Packed]]:
     """The training and the validation side of a task's songs, a few songs at a time.
 
     A process remembers the lines it has encoded.
     """
     if multiprocessing.parent_process():
         os.environ["RAYON_NUM_THREADS"] = "1"  # the other cores have workers of their own
-    encode = _encoder(tokenizer_path(root), file_sha256(tokenizer_path(root)))
+    encode = _encoder(tokenizer_json, sha256)
     coming = read_songs(root, task.songs)
     packed = []
     while some := list(islice(coming, SONGS_AT_ONCE)):  # lines take far more memory than their tokens

@@ -8,7 +8,6 @@ Ctrl-C saves and ends; the same command goes on where it stopped. Examples:
 
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from midigpt.config import as_table, from_table, load_preset, parse_config
@@ -42,7 +41,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from midigpt.loggers import open_loggers
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -53,6 +51,7 @@ from midigpt.checkpoint import find_checkpoint, load_checkpoint, load_state, sav
 from midigpt.devices import device_name, fast_bf16, keep_freed_memory, peak_flops, pick_device
 from midigpt.evaluate import Evaluation, unigram_bits_per_note
 from midigpt.generate import Drawing, compose
+from midigpt.loggers import open_loggers
 from midigpt.midi import write_midi
 from midigpt.model import ModelConfig, build_model, flops_per_token, set_dropout
 from midigpt.optimizer import groups, make_optimizers, optimizer_state, restore_optimizer_state
@@ -103,7 +102,7 @@ def say(line: str) -> None:
 # --- data ------------------------------------------------------------------------------------------------
 
 train, meta = load_side(config.root, "train")
-val, _ = load_side(config.root, "val")
+val = load_side(config.root, "val")[0]
 tokenizer_json = config.init_from / "tokenizer.json" if config.init_from else tokenizer_path(config.root)
 if not tokenizer_json.exists() or file_sha256(tokenizer_json) != meta["tokenizer"]:
     flags = f' ARGS="--init-from {config.init_from}"' if config.init_from else ""
@@ -112,6 +111,12 @@ if not tokenizer_json.exists() or file_sha256(tokenizer_json) != meta["tokenizer
         f" make it again with: {make(config.root, 'train-bin')}{flags}"
     )
 tokenizer = Tokenizer.from_file(str(tokenizer_json))
+largest = max(side.tokens.max(initial=0) for side in (train, val))
+if tokenizer.get_vocab_size() != meta["vocab_size"] or largest >= meta["vocab_size"]:
+    raise UserError(
+        f"train.bin or val.bin holds other tokens than the {meta['vocab_size']} that train/meta.json names;"
+        f" make them again with: {make(config.root, 'train-bin')}"
+    )
 
 # --- the configuration, completed ------------------------------------------------------------------------
 
@@ -132,7 +137,8 @@ else:
 validate(config)
 shape = config.model
 if given := {name for name in LENGTHS if any(arg.replace("-", "_").startswith(f"__{name}") for arg in sys.argv[1:])}:
-    config = replace(config, **dict.fromkeys(LENGTHS - given))
+    rest: dict[str, Any] = dict.fromkeys(LENGTHS - given)
+    config = replace(config, **rest)
 elif not any(getattr(config, name) for name in LENGTHS):
     config = replace(config, epochs=EPOCHS, minutes=MINUTES)
 if len(train.tokens) <= shape.block_size:
@@ -188,7 +194,7 @@ def forward_backward(step: int) -> Tensor:
     total = torch.zeros((), device=device)
     for first in range(0, rows, micro):
         last = first + micro >= rows
-        with nullcontext() if last or world == 1 else stepped.no_sync():  # type: ignore[operator]
+        with nullcontext() if last or world == 1 else stepped.no_sync():
             with autocast:
                 logits = stepped(x[first : first + micro], positions)
             loss = F.cross_entropy(logits.flatten(0, 1).float(), y[first : first + micro].flatten()) * (micro / rows)
@@ -216,9 +222,9 @@ def planned(done: int, eval_interval: int) -> int:
     """The step at which the run is to end, as all processes agree."""
     if config.minutes is None:
         return most_steps
-    left = config.minutes * 60 - seconds()
-    fit = steps_that_fit(done, left, step_seconds, eval_interval, evaluation_seconds)
-    return int(summed(min(fit, most_steps) if is_first else 0)[0])
+    seconds_left = config.minutes * 60 - seconds()
+    fit = min(steps_that_fit(done, seconds_left, step_seconds, eval_interval, evaluation_seconds), most_steps)
+    return int(summed(fit if is_first else 0)[0])
 
 
 first_step: int = then.get("step", 0)
@@ -327,9 +333,7 @@ say(
     + (f", as many as fit into {config.minutes:g} minutes" if max_steps < most_steps else "")
     + (f"; from step {first_step}" if first_step else "")
 )
-say(
-    f"  MFU is of {peak / 1e12 * world:.1f} TFLOP/s, {peak_source}; a token takes {flops / 1e6:.1f} MFLOP (arXiv 2204.02311)"
-)
+say(f"  MFU is of {peak * world / 1e12:.1f} TFLOP/s, {peak_source}; a token takes {flops / 1e6:.1f} MFLOP")
 
 begun = logged = saved = time.perf_counter()
 losses: list[Tensor] = []  # since the last line of the log
@@ -419,7 +423,7 @@ while done < max_steps:
         append_line(metrics_file, json.dumps(record))
         for logger in loggers:
             logger.log(record)
-        if is_best:
+        if is_best and best:
             save("best", best["weights"], done, record)
         if evaluates or stopping or now - saved > SAVE_SECONDS:
             save("latest", "raw", done, record if evaluates else None)
