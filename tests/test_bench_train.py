@@ -259,6 +259,7 @@ def test_the_ratio_on_a_gpu_is_ours_at_best_to_theirs_at_twelve(monkeypatch: pyt
 
 def test_memory_and_the_first_writing_are_measured(tmp_path: Path) -> None:
     written = tmp_path / "metrics.jsonl"
+    written.touch()  # as the trainer does before its first step
     work = "import sys, time; x = bytearray(200 * 2**20); time.sleep(0.3); "
     work += "open(sys.argv[1], 'w').write('step'); time.sleep(0.5); sys.exit(3)"
     found = train_presets.measured([sys.executable, "-c", work, str(written)], written)
