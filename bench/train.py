@@ -178,16 +178,19 @@ def presets(args: Args) -> dict[str, Any]:
     if not names:
         raise UserError(f"there are no presets in {train_presets.PROJECT / 'configs'}")
     of_torch = train_presets.import_seconds()
-    results = [train_presets.start_preset(args.root, name, args.device) for name in names]
+    results = train_presets.start_presets(args.root, names, args.device)
     print(f"Three steps and an evaluation, on {args.device}; importing torch alone takes {of_torch:.1f} s\n")
 
     def cells(row: dict[str, Any]) -> list[object]:
         first, memory = row["first_step_seconds"], f"{row['memory_mib']:,.0f}"
+        begin: list[object] = [row["preset"], row["batch_size"]]
         if row["exit_code"] or first is None:
-            return [row["preset"], f"failed with exit code {row['exit_code']}", "", "", ""]
-        return [row["preset"], memory, f"{first:.1f}", f"{first - of_torch:.1f}", f"{row['seconds']:.1f}"]
+            return [*begin, f"failed: {row['error'].strip().splitlines()[-1:]}", "", "", ""]
+        return [*begin, memory, f"{first:.1f}", f"{first - of_torch:.1f}", f"{row['seconds']:.1f}"]
 
-    table("| peak MiB | s to the first step | without torch's import | s in all", [cells(row) for row in results])
+    table(
+        "| batch | peak MiB | s to the first step | without torch's import | s in all", [cells(row) for row in results]
+    )
     return {"import_torch_seconds": of_torch, "presets": results}
 
 

@@ -268,6 +268,35 @@ def test_memory_and_the_first_writing_are_measured(tmp_path: Path) -> None:
     assert 0.3 < found["first_step_seconds"] < found["seconds"] - 0.4
 
 
+def test_memory_has_an_end() -> None:
+    found = train_presets.measured([sys.executable, "-c", "bytearray(2**30)"], limit=2**29)
+    assert found["exit_code"] == 1
+    assert "MemoryError" in found["error"]
+
+
+def test_a_preset_that_does_not_fit_is_tried_with_less(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sizes = "n_layer = 1\nn_head = 2\nn_embd = 16\nblock_size = 32\n"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "large.toml").write_text(f"batch_size = 40\n[model]\n{sizes}")
+    (tmp_path / "configs" / "wrong.toml").write_text(f"batch_size = 40\n[model]\n{sizes}")
+    for module in (train_learning, train_presets):
+        monkeypatch.setattr(module, "PROJECT", tmp_path)
+    assert train_presets.presets() == ["large", "wrong"]
+    assert train_learning.preset_shape("large", 80) == Shape(80, 32, 1, 2, 16, 40)
+
+    def start(root: Path, name: str, device: str, batch_size: int) -> dict[str, Any]:
+        error = "can't allocate memory: you tried" if name == "large" and batch_size > 2 else "a mistake"
+        code = int(name == "wrong" or batch_size > 2)
+        return {"preset": name, "batch_size": batch_size, "exit_code": code, "error": error if code else ""}
+
+    rows = train_presets.start_presets(tmp_path, train_presets.presets(), "cpu", start)
+    tried = [(row["preset"], row["batch_size"], row["exit_code"]) for row in rows]
+    assert tried == [("large", 40, 1), ("large", 10, 1), ("large", 2, 0), ("wrong", 40, 1)]
+    (tmp_path / "configs" / "wrong.toml").write_text(f"[model]\n{sizes}")
+    with pytest.raises(UserError, match=r"wrong\.toml lacks 'batch_size'"):
+        train_learning.preset_shape("wrong", 80)
+
+
 def test_the_command_writes_what_it_measured(checkout: Path, prepared: Path, tmp_path: Path) -> None:
     flags = ("--nanogpt", checkout, "--root", prepared, "--json", tmp_path / "figures.json")
     output = ok(run_script("bench/train.py", *flags, "--only", "gpu"))
