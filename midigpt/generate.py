@@ -79,12 +79,16 @@ class Writer:
     def _fill(self) -> None:
         block = self.model.config.block_size
         self.cache.length = 0
-        head = self.tokens[: self.head]
+        room = max(int(block * KEPT), 1)
+        head = self.tokens[: min(self.head, room - 1)]
         fits = len(self.tokens) <= block
-        self._forward(self.tokens if fits else head + self.tokens[-max(int(block * KEPT) - len(head), 1) :])
+        self._forward(self.tokens if fits else head + self.tokens[len(head) - room :])
 
     def _forward(self, ids: list[int]) -> None:
-        logits = self.model(torch.tensor([ids], device=self.device), cache=self.cache)
+        """Read on, at the positions behind those in the cache: 0, 1, 2, ..., all within the block."""
+        start = self.cache.length
+        positions = torch.arange(start, start + len(ids), device=self.device)[None]
+        logits = self.model(torch.tensor([ids], device=self.device), positions, self.cache)
         self.logits = logits[0, -1].float().cpu()
 
     def mark(self) -> tuple[int, Tensor]:

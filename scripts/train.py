@@ -89,7 +89,7 @@ from midigpt.checkpoint import (
     save_checkpoint,
 )
 from midigpt.files import make, write_text
-from midigpt.model import GPT, ModelConfig, fast_bf16, pick_device
+from midigpt.model import ModelConfig, build_model, fast_bf16, pick_device
 from midigpt.tokenizer import file_sha256, tokenizer_path
 from midigpt.train_data import Batches, evaluation_windows, line_tokens, load_side
 
@@ -121,10 +121,11 @@ model_config = ModelConfig(
     block_size=shape.block_size,
     n_layer=shape.n_layer,
     n_head=shape.n_head,
+    n_kv_head=shape.n_head,
     n_embd=shape.n_embd,
     n_hidden=math.ceil(shape.n_embd * 8 / 3 / 32) * 32,  # as many weights as a plain feed-forward of 4 * n_embd
 )
-model = GPT(model_config, config.dropout).to(device)
+model = build_model(model_config, config.dropout).to(device)
 optimizer = torch.optim.AdamW(
     [
         {"params": [p for p in model.parameters() if p.ndim == 2], "weight_decay": config.weight_decay},
@@ -191,7 +192,7 @@ def nats_of_model() -> float:
             skip = max(counted - start - 1, 0)
             y[row, skip : end - start - 1] = tokens[1 + skip :]
         with autocast:
-            logits = model(x.to(device))
+            logits = model(x.to(device), torch.arange(longest, device=device)[None])
         total += F.cross_entropy(logits.flatten(0, 1).float(), y.to(device).flatten(), reduction="sum").double().cpu()
     model.train()
     return float(total)
@@ -237,6 +238,7 @@ print(
 )
 begun = logged = time.perf_counter()
 losses: list[Tensor] = []
+positions = torch.arange(shape.block_size, device=device)[None]
 done = first_step
 bar = tqdm(
     range(first_step, config.max_steps), "train", config.max_steps, initial=first_step, disable=None, unit="step"
@@ -246,7 +248,7 @@ for step in bar:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step)
     with autocast:
-        loss = F.cross_entropy(model(x).flatten(0, 1).float(), y.flatten())
+        loss = F.cross_entropy(model(x, positions).flatten(0, 1).float(), y.flatten())
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
