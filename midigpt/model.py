@@ -65,16 +65,37 @@ class Cache:
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """Causal attention (B, T, H * D) of queries (B, T, H, D) to keys and values (B, K, S, D), S = T unless T = 1."""
     B, T, H, D = q.shape
-    k, v = (x.repeat_interleave(H // x.shape[1], dim=1) if x.shape[1] < H else x for x in (k, v))
-    y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, dropout_p=dropout, is_causal=T > 1)
+    q, k, v = q.transpose(1, 2), repeat_heads(k, H), repeat_heads(v, H)
+    if q.device.type == "cpu" and q.requires_grad and (dropout or q.dtype == torch.bfloat16):
+        y = attend_by_products(q, k, v, dropout)
+    else:
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T > 1)
     return y.transpose(1, 2).reshape(B, T, H * D)
+
+
+def attend_by_products(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """Causal attention (B, H, T, D) of queries (B, H, T, D) to as many keys and values, by plain matrix products.
+
+    On a CPU, for training alone: there the fused kernel has no dropout, and going back in bfloat16 it takes
+    twice as long as this.
+    """
+    B, H, T, D = q.shape
+    q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
+    later = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
+    weights = torch.baddbmm(later, q, k.mT, alpha=D**-0.5).softmax(-1)  # (B * H, T, T)
+    return (F.dropout(weights, dropout) @ v).view(B, H, T, D)
+
+
+def repeat_heads(x: Tensor, heads: int) -> Tensor:
+    """Each of the heads of keys or values (B, K, S, D) as often as it has queries: (B, heads, S, D)."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
 # --- qwen3 -----------------------------------------------------------------------------------------------
 
 
 def rotary_angles(positions: Tensor, config: ModelConfig) -> Angles:
-    """Cosine and sine, each (B, T, 1, D), for positions of shape (B, T) or (1, T)."""
+    """Cosine and sine, each (B, T, 1, D), for positions of shape (B, T) or (1, T). The first half of sin is negated."""
     frequency = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, device=positions.device) / config.head_dim)
     angle = positions[:, :, None, None] * frequency  # (B, T, 1, D / 2)
     cos, sin = angle.cos(), angle.sin()
@@ -84,7 +105,8 @@ def rotary_angles(positions: Tensor, config: ModelConfig) -> Angles:
 def rotate(x: Tensor, angles: Angles) -> Tensor:
     """Turn each pair (i, i + D / 2) of x (B, T, H, D) by its angle."""
     cos, sin = angles
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+    left, right = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat([right, left], dim=-1), sin).to(x.dtype)
 
 
 class RMSNorm(nn.RMSNorm):

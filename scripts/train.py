@@ -266,7 +266,7 @@ if is_first:
     old_lines = metrics_file.read_text().splitlines(keepends=True) if metrics_file.exists() else []
     kept = [line for line in old_lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
     write_text(metrics_file, "".join(kept))
-loggers = open_loggers(config.logger, run_folder, config.run, as_table(config)) if is_first else []
+loggers = open_loggers(config.logger, run_folder, config.run, as_table(config), first_step) if is_first else []
 
 
 def save(name: str, weights: str, step: int, evaluated: dict[str, Any] | None) -> None:
