@@ -216,7 +216,7 @@ def _dots(xs: list[float], size: float) -> dict[str, Any]:
 
 def _say_nothing(axes: "Axes") -> None:
     axes.set(xticks=[], yticks=[])
-    axes.text(0.5, 0.5, "no evaluation yet", transform=axes.transAxes, color=QUIET, ha="center", va="center")
+    axes.text(0.5, 0.5, "nothing measured yet", transform=axes.transAxes, color=QUIET, ha="center", va="center")
 
 
 def _smooth(ys: list[float]) -> list[float]:

@@ -60,7 +60,7 @@ def test_a_run_without_evaluations_is_drawn_as_far_as_it_is() -> None:
     train, val, position, table = draw([only_train], "tokens").axes
     assert len(lines_of(train)) == 1
     assert not lines_of(val) and not lines_of(position)
-    assert words(val)[-1] == words(position)[-1] == "no evaluation yet"
+    assert words(val)[-1] == words(position)[-1] == "nothing measured yet"
     assert words(table)[-2:] == ["–", "–"]
     _, val, _, table = draw([only_train, Run("b", records(average=False))], "tokens").axes
     assert len(lines_of(val)) == 1
