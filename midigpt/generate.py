@@ -108,6 +108,8 @@ class Writer:
 
     def draw(self, allowed: Tensor) -> int:
         """A token from the distribution after what was read, among those allowed: a mask of shape (V,)."""
+        if not self.logits.isfinite().all():
+            raise UserError("the model's weights are broken: it gives no numbers; use another checkpoint")
         logits = self.logits.masked_fill(~allowed, -torch.inf)
         if self.drawing.temperature == 0:
             return int(logits.argmax())

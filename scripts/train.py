@@ -2,7 +2,7 @@
 
 Ctrl-C saves and ends; the same command goes on where it stopped. Examples:
   python scripts/train.py --config small --minutes 60
-  torchrun --standalone --nproc-per-node 4 scripts/train.py --config base --epochs 8
+  torchrun --standalone --nproc-per-node 4 -- scripts/train.py --config base --epochs 8
   python scripts/train.py --init-from train/runs/default/best --epochs 10 --run mine
 """
 
@@ -295,6 +295,15 @@ def save(name: str, weights: str, step: int, evaluated: dict[str, Any] | None) -
         save_checkpoint(run_folder / name, average if weights == "average" else model, tokenizer_json, run)
 
 
+def fail_if_gone_wrong(loss: float, limit: float) -> None:
+    if not loss < limit:
+        safe = "nothing was saved yet" if saved_at is None else f"the last good checkpoint is {run_folder / 'latest'}"
+        raise UserError(
+            f"the loss is {loss:.3f} nats per token at step {done}, {lowest:.3f} at its best: the run has gone wrong;"
+            f" {safe}; begin a new --run with a smaller --learning-rate"
+        )
+
+
 def write_take(step: int, writer: torch.nn.Module) -> str | None:
     """A take of the model as it is, as a file of the run; None while it can't write a line."""
     path = run_folder / "takes" / f"step-{step:06d}.mid"
@@ -335,9 +344,9 @@ say(
 )
 say(f"  MFU is of {peak * world / 1e12:.1f} TFLOP/s, {peak_source}; a token takes {flops / 1e6:.1f} MFLOP")
 
-begun = logged = saved = time.perf_counter()
+logged = time.perf_counter()
+saved_at = logged if latest else None
 losses: list[Tensor] = []  # since the last line of the log
-saved_once = latest is not None
 done = first_step
 bar = tqdm(desc="train", total=max_steps, initial=first_step, unit="step", disable=None if is_first else True)
 while done < max_steps:
@@ -367,15 +376,12 @@ while done < max_steps:
     if not meets:
         continue
     # Here all processes meet, and this one waits for its device.
-    loss_sum, stops = summed(torch.stack(losses).mean().item(), stop)
-    train_loss, stopping = loss_sum / world, stops > 0
+    so_far = torch.stack(losses)
+    loss_sum, worst_sum, stops = summed(so_far.mean().item(), so_far.max().item(), stop)
+    train_loss, worst, stopping = loss_sum / world, worst_sum / world, stops > 0
     now = time.perf_counter()
-    if not train_loss < lowest + EXPLODED:
-        safe = f"the last good checkpoint is {run_folder / 'latest'}" if saved_once else "nothing was saved yet"
-        raise UserError(
-            f"the loss is {train_loss:.3f} nats per token at step {done}, {lowest:.3f} at its best:"
-            f" the run has gone wrong; {safe}; begin a new --run with a smaller --learning-rate"
-        )
+    fail_if_gone_wrong(train_loss, lowest + EXPLODED)
+    fail_if_gone_wrong(worst, lowest + 2 * EXPLODED)
     lowest = min(lowest, train_loss)
     step_seconds = (now - logged) / len(losses)
     speed = tokens_per_step / step_seconds
@@ -405,6 +411,7 @@ while done < max_steps:
         started = time.perf_counter()
         raw, averaged = evaluation(model, device, autocast), evaluation(average, device, autocast)
         evaluation_seconds = time.perf_counter() - started
+        fail_if_gone_wrong(raw.nats_per_token, 2 * math.log(meta["vocab_size"]))  # far worse than knowing nothing
         record |= {
             "val_loss": raw.nats_per_token,
             "val_bits_per_note": raw.bits_per_note,
@@ -425,9 +432,9 @@ while done < max_steps:
             logger.log(record)
         if is_best and best:
             save("best", best["weights"], done, record)
-        if evaluates or stopping or now - saved > SAVE_SECONDS:
+        if evaluates or stopping or saved_at is None or now - saved_at > SAVE_SECONDS:
             save("latest", "raw", done, record if evaluates else None)
-            saved, saved_once = now, True
+            saved_at = now
     say(line)
     logged = time.perf_counter()
     if stopping:
