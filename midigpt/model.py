@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from midigpt.kernels import attend, compute_dtype, dropout, next_token_loss, rms_norm
+
 INIT_STD = 0.02  # of weights at the start, as in GPT-2
 RMS_NORM_EPS = 1e-6
 LAYER_NORM_EPS = 1e-5
@@ -62,43 +64,14 @@ class Cache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Causal attention (B, T, H * D) of queries (B, T, H, D) to keys and values (B, K, S, D), S = T unless T = 1."""
-    B, T, H, D = q.shape
-    q, k, v = q.transpose(1, 2), repeat_heads(k, H), repeat_heads(v, H)
-    if q.device.type == "cpu" and q.requires_grad and (dropout or q.dtype == torch.bfloat16):
-        y = attend_by_products(q, k, v, dropout)
-    else:
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T > 1)
-    return y.transpose(1, 2).reshape(B, T, H * D)
-
-
-def attend_by_products(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Causal attention (B, H, T, D) of queries (B, H, T, D) to as many keys and values, by plain matrix products.
-
-    On a CPU, for training alone: there the fused kernel has no dropout, and going back in bfloat16 it takes
-    twice as long as this.
-    """
-    B, H, T, D = q.shape
-    q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
-    later = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
-    weights = torch.baddbmm(later, q, k.mT, alpha=D**-0.5).softmax(-1)  # (B * H, T, T)
-    return (F.dropout(weights, dropout) @ v).view(B, H, T, D)
-
-
-def repeat_heads(x: Tensor, heads: int) -> Tensor:
-    """Each of the heads of keys or values (B, K, S, D) as often as it has queries: (B, heads, S, D)."""
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
-
-
 # --- qwen3 -----------------------------------------------------------------------------------------------
 
 
-def rotary_angles(positions: Tensor, config: ModelConfig) -> Angles:
+def rotary_angles(positions: Tensor, config: ModelConfig, dtype: torch.dtype) -> Angles:
     """Cosine and sine, each (B, T, 1, D), for positions of shape (B, T) or (1, T). The first half of sin is negated."""
     frequency = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, device=positions.device) / config.head_dim)
     angle = positions[:, :, None, None] * frequency  # (B, T, 1, D / 2)
-    cos, sin = angle.cos(), angle.sin()
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
@@ -106,12 +79,25 @@ def rotate(x: Tensor, angles: Angles) -> Tensor:
     """Turn each pair (i, i + D / 2) of x (B, T, H, D) by its angle."""
     cos, sin = angles
     left, right = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat([right, left], dim=-1), sin).to(x.dtype)
+    return torch.addcmul(x * cos, torch.cat([right, left], dim=-1), sin)
 
 
-class RMSNorm(nn.RMSNorm):
+class RMSNorm(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)  # one dtype: one fused kernel
+        return rms_norm(x, self.weight, RMS_NORM_EPS)
+
+
+class Dropout(nn.Module):
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.share) if self.training else x
 
 
 class Qwen3Attention(nn.Module):
@@ -123,8 +109,8 @@ class Qwen3Attention(nn.Module):
         self.k_proj = nn.Linear(config.n_embd, kv_width, bias=False)
         self.v_proj = nn.Linear(config.n_embd, kv_width, bias=False)
         self.o_proj = nn.Linear(width, config.n_embd, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, RMS_NORM_EPS)
-        self.k_norm = RMSNorm(config.head_dim, RMS_NORM_EPS)
+        self.q_norm = RMSNorm(config.head_dim)
+        self.k_norm = RMSNorm(config.head_dim)
 
     def forward(self, x: Tensor, angles: Angles, cache: Cache | None) -> Tensor:
         heads = *x.shape[:2], -1, self.config.head_dim
@@ -150,11 +136,11 @@ class SwiGLU(nn.Module):
 class Qwen3Layer(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, dropout: float) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.n_embd, RMS_NORM_EPS)
+        self.input_layernorm = RMSNorm(config.n_embd)
         self.self_attn = Qwen3Attention(config, layer, dropout)
-        self.post_attention_layernorm = RMSNorm(config.n_embd, RMS_NORM_EPS)
+        self.post_attention_layernorm = RMSNorm(config.n_embd)
         self.mlp = SwiGLU(config)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, angles: Angles, cache: Cache | None) -> Tensor:
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), angles, cache))
@@ -209,7 +195,7 @@ class GPT2Layer(nn.Module):
         self.attn = GPT2Attention(config, layer, dropout)
         self.ln_2 = nn.LayerNorm(config.n_embd, LAYER_NORM_EPS)
         self.mlp = MLP(config)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
         x = x + self.dropout(self.attn(self.ln_1(x), cache))
@@ -225,7 +211,7 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
         super().__init__()
         self.config = config
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         embedding = nn.Embedding(config.vocab_size, config.n_embd)
         if config.type == "gpt2":
             self.transformer = nn.ModuleDict(
@@ -241,15 +227,17 @@ class GPT(nn.Module):
                 {
                     "embed_tokens": embedding,
                     "layers": nn.ModuleList(Qwen3Layer(config, layer, dropout) for layer in range(config.n_layer)),
-                    "norm": RMSNorm(config.n_embd, RMS_NORM_EPS),
+                    "norm": RMSNorm(config.n_embd),
                 }
             )
 
-    def forward(self, tokens: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, positions: Tensor, cache: Cache | None = None, targets: Tensor | None = None
+    ) -> Tensor:
         """Logits (B, T, V) of the token after each of tokens (B, T) at positions (B, T) or (1, T).
 
         gpt2 knows positions below block_size alone. With a cache, tokens follow those in it: many into an empty
-        one, then one at a time.
+        one, then one at a time. With targets (B, T), their mean loss in nats instead, those of -100 not counted.
         """
         T = tokens.shape[1]
         assert cache is None or cache.length == 0 or T == 1, "behind a filled cache the mask would be wrong"
@@ -261,11 +249,13 @@ class GPT(nn.Module):
         else:
             embedding, norm = self.model["embed_tokens"], self.model["norm"]
             x = self.dropout(embedding(tokens))  # (B, T, C)
-            angles = rotary_angles(positions, self.config)
+            angles = rotary_angles(positions, self.config, compute_dtype(x))
             for layer in self.model["layers"]:
                 x = layer(x, angles, cache)
         if cache is not None:
             cache.length += T
+        if targets is not None:
+            return next_token_loss(norm(x).flatten(0, 1), embedding.weight, targets.flatten())
         return F.linear(norm(x), embedding.weight)
 
     def parameter_count(self) -> int:
@@ -296,10 +286,10 @@ def flops_per_token(config: ModelConfig) -> float:
     return 6.0 * parameters + 12.0 * config.n_layer * config.n_embd * config.block_size
 
 
-def set_dropout(model: nn.Module, dropout: float) -> None:
+def set_dropout(model: nn.Module, share: float) -> None:
     """Drop this share of activations in training."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = dropout
+        if isinstance(module, Dropout):
+            module.share = share
         elif isinstance(module, Qwen3Attention | GPT2Attention):
-            module.dropout = dropout
+            module.dropout = share

@@ -47,9 +47,9 @@ class Config:
     """Windows of block_size tokens a step, over all processes."""
     micro_batch_size: int | None = None
     """Windows at once in one process; fewer take less memory and give the same steps."""
-    learning_rate: float = 5e-3
+    learning_rate: float = 2.5e-3
     """Muon's highest, of the matrices."""
-    adam_learning_rate: float = 1.5e-2
+    adam_learning_rate: float = 2e-2
     """AdamW's highest, of embeddings and norms."""
     warmup_steps: int = 50
     """Steps in which the learning rates rise in a line."""

@@ -40,7 +40,6 @@ from types import FrameType
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -196,8 +195,7 @@ def forward_backward(step: int) -> Tensor:
         last = first + micro >= rows
         with nullcontext() if last or world == 1 else stepped.no_sync():
             with autocast:
-                logits = stepped(x[first : first + micro], positions)
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), y[first : first + micro].flatten()) * (micro / rows)
+                loss = stepped(x[first : first + micro], positions, targets=y[first : first + micro]) * (micro / rows)
             loss.backward()
         total += loss.detach()
     return total

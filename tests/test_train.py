@@ -312,7 +312,7 @@ def test_too_little_memory_on_the_device_is_told(work: Path, monkeypatch: pytest
     def no_room(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr("torch.nn.functional.cross_entropy", no_room)
+    monkeypatch.setattr("midigpt.model.next_token_loss", no_room)
     monkeypatch.setattr(sys, "argv", ["train.py", "--root", str(work), *TINY, "--max-steps", "1"])
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     hook = sys.excepthook
