@@ -26,8 +26,7 @@ PIPELINE = (
     "scripts/dataset.py",
     f"scripts/tokenizer.py --vocab-size 256 {HELD_OUT}",
     f"scripts/train_bin.py {HELD_OUT}",
-    "scripts/train.py --model.n-layer 4 --model.n-embd 128 --model.block-size 128 --batch-size 16"
-    " --max-steps 400 --eval-interval 50 --dropout 0.3",
+    "scripts/train.py --config demo --model.block-size 128 --epochs 16",
     "sample.py --temperature 0.9 --png",
 )
 
