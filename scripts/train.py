@@ -84,8 +84,7 @@ from tqdm import tqdm
 from midigpt.checkpoint import (
     find_checkpoint,
     load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
+    load_state,
     save_checkpoint,
 )
 from midigpt.files import make, write_text
@@ -160,7 +159,12 @@ if latest:
     if state["step"] > config.max_steps:
         raise UserError(f"{run_folder} has made {state['step']} steps already; ask for more, or for a new --run NAME")
     model.load_state_dict(saved.state_dict())
-    restore_optimizer(latest, model, optimizer)
+    tensors = load_state(latest)
+    torch.set_rng_state(tensors.pop("random_state"))
+    weights = dict(model.named_parameters())
+    for tensor_name, tensor in tensors.items():
+        kind, parameter = tensor_name.split(".", 1)
+        optimizer.state[weights[parameter]][kind] = tensor.to(device)
     first_step, best = state["step"], state["best"]
 # Lines of steps that a kill has lost go, as they will be written again; so does a line it has cut short.
 old_lines = metrics_file.read_text().splitlines(keepends=True) if metrics_file.exists() else []
@@ -283,7 +287,10 @@ for step in bar:
         run = {"step": done, "best": best, "fixed": [*fixed.values()]}
         if best is record:
             save_checkpoint(run_folder / "best", model, tokenizer_json, run)
-        save_checkpoint(run_folder / "latest", model, tokenizer_json, run, optimizer_tensors(model, optimizer))
+        tensors = {"random_state": torch.get_rng_state()}
+        for parameter, weight in model.named_parameters():
+            tensors |= {f"{kind}.{parameter}": tensor for kind, tensor in optimizer.state[weight].items()}
+        save_checkpoint(run_folder / "latest", model, tokenizer_json, run, tensors)
     tqdm.write(line)
     logged = time.perf_counter()
     if stopping:
