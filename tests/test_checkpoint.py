@@ -70,7 +70,9 @@ def test_transformers_opens_a_checkpoint_and_gives_the_same_logits(model: GPT, c
         logits = theirs.eval()(tokens).logits
         torch.testing.assert_close(logits, model(tokens, places(32)), atol=1e-4, rtol=1e-4)
         if model.config.type == "gpt2":
+            assert theirs.config.layer_norm_epsilon == type(theirs.config)().layer_norm_epsilon == 1e-5
             return
+        assert theirs.config.rms_norm_eps == type(theirs.config)().rms_norm_eps == 1e-6
         stretched = 3 * places(32)
         logits = theirs(tokens, position_ids=stretched.expand(3, 32)).logits
         torch.testing.assert_close(logits, model(tokens, stretched), atol=1e-4, rtol=1e-4)

@@ -83,6 +83,27 @@ def test_targets_give_the_loss(model: GPT) -> None:
     assert loss.dtype == torch.float32
 
 
+def test_dropout_acts_on_embedding_attention_and_what_each_block_adds(
+    shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped: list[tuple[int, ...]] = []
+
+    def noted(x: Tensor, share: float) -> Tensor:
+        assert share == 0.1
+        dropped.append(tuple(x.shape))
+        return x
+
+    monkeypatch.setattr("midigpt.model.dropout", noted)
+    monkeypatch.setattr("midigpt.kernels.dropout", noted)
+    model = build_model(SHAPES[shape], dropout=0.1)
+    model(random_tokens(3, 8), places(8))
+    width, weights = (3, 8, 32), (12, 8, 8)
+    assert dropped == [width, *[weights, width, width] * 2]
+    dropped.clear()
+    model.eval()(random_tokens(3, 8), places(8))
+    assert not dropped
+
+
 @torch.no_grad()
 def test_weights_begin_as_those_of_gpt2(shape: str) -> None:
     model = build_model(replace(SHAPES[shape], n_layer=8, n_embd=128, n_hidden=256))
