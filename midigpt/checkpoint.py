@@ -1,63 +1,118 @@
 """Checkpoints: a folder that transformers opens, and beside the weights what a run needs to go on.
 
-model.safetensors, config.json    the weights and the shape, as transformers' Qwen3ForCausalLM has them
+model.safetensors, config.json, generation_config.json    as transformers' Qwen3ForCausalLM or GPT2LMHeadModel has them
 tokenizer.json, tokenizer_config.json
-run.json, optimizer.safetensors   step, best loss, language; the optimizer's state (in latest/ only)
+README.md                      the model card
+run.json, state.safetensors    the run so far; the optimizer's state and whatever else the trainer keeps in tensors
 """
 
+import json
+import os
 import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from midigpt.files import UserError, read_json, write_json
+from midigpt.files import UserError, read_json
 from midigpt.language import LANGUAGE
 from midigpt.model import GPT, LAYER_NORM_EPS, RMS_NORM_EPS, ModelConfig
+from midigpt.model_card import model_card
 from midigpt.tokenizer import START, START_ID
 
 
 def save_checkpoint(
-    folder: Path, model: GPT, tokenizer_json: Path, run: dict[str, Any], state: dict[str, Tensor] | None = None
+    folder: Path, model: GPT, tokenizer_json: Path, run: dict[str, Any], state: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write a checkpoint into a temporary folder, then give it its name; what had the name before goes last."""
-    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    # Contiguous copies, as the file format wants them.
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
-    save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-    write_json(temporary / "config.json", _hugging_face_config(model.config))
-    shutil.copyfile(tokenizer_json, temporary / "tokenizer.json")
-    write_json(
-        temporary / "tokenizer_config.json",
-        {
+    """Write a checkpoint into a temporary folder, then give it its name; what had the name before goes last.
+
+    Killed at any moment, or cut from power, it leaves the checkpoint of before or this one, for find_checkpoint.
+    Raises UserError where there is no room for it; the one before stays.
+    """
+    temporary, old = folder.with_name(f".{folder.name}.tmp"), _old(folder)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write(temporary, model, tokenizer_json, {"language": LANGUAGE, **run}, state)
+        for file in temporary.iterdir():
+            _to_disk(file)
+        with suppress(OSError):  # not every network's file system can do this for a folder
+            _to_disk(temporary)
+        if folder.exists():  # if it does not, a kill left it under the old name alone
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        temporary.rename(folder)
+        with suppress(OSError):
+            _to_disk(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        kept = ", the one before is kept" if find_checkpoint(folder) else ""
+        advice = "mend that, and run the same command again"
+        raise UserError(f"{folder} can't be saved ({reason}){kept}; {advice}") from None
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(
+    folder: Path, model: GPT, tokenizer_json: Path, run: dict[str, Any], state: Mapping[str, Tensor] | None
+) -> None:
+    save_file(_plain(model.state_dict()), folder / "model.safetensors", metadata={"format": "pt"})
+    if state is not None:
+        save_file(_plain(state), folder / "state.safetensors")
+    shutil.copyfile(tokenizer_json, folder / "tokenizer.json")
+    values = {
+        "config.json": _hugging_face_config(model.config),
+        "generation_config.json": {
+            "bos_token_id": START_ID,
+            "eos_token_id": START_ID,
+            "pad_token_id": START_ID,
+            "do_sample": True,
+            "top_k": 0,  # none is left out
+            "max_length": model.config.block_size,
+        },
+        "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": START,
             "eos_token": START,
+            "pad_token": START,
+            "model_input_names": ["input_ids", "attention_mask"],
             "model_max_length": model.config.block_size,
             "clean_up_tokenization_spaces": False,
         },
-    )
-    write_json(temporary / "run.json", {"language": LANGUAGE, **run})
-    if state is not None:
-        save_file(
-            {name: tensor.cpu().contiguous() for name, tensor in state.items()}, temporary / "optimizer.safetensors"
-        )
-    if folder.exists():  # if it does not, a kill left it under the old name alone
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+        "run.json": run,
+    }
+    for name, value in values.items():
+        (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(run, model.config), encoding="utf-8")
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous and on the CPU, as the file format wants them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or which names are in a folder, would outlast a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def find_checkpoint(folder: Path) -> Path | None:
     """The folder, or what had its name if a kill came between the two renamings of saving."""
-    old = folder.with_name(f".{folder.name}.old")
-    return next((path for path in (folder, old) if (path / "model.safetensors").exists()), None)
+    return next((path for path in (folder, _old(folder)) if (path / "model.safetensors").exists()), None)
 
 
 def load_checkpoint(folder: Path, device: str = "cpu") -> tuple[GPT, Tokenizer, dict[str, Any]]:
@@ -81,7 +136,9 @@ def load_checkpoint(folder: Path, device: str = "cpu") -> tuple[GPT, Tokenizer, 
             f"{folder}: the model has {config.vocab_size} tokens, the tokenizer {tokenizer.get_vocab_size()};"
             " they don't belong together"
         )
-    model = GPT(config)
+    with torch.device("meta"):  # no time is spent on weights that are replaced
+        model = GPT(config)
+    model.to_empty(device="cpu")
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (RuntimeError, SafetensorError) as error:
@@ -89,6 +146,15 @@ def load_checkpoint(folder: Path, device: str = "cpu") -> tuple[GPT, Tokenizer, 
             f"{folder / 'model.safetensors'} doesn't fit config.json: {str(error).splitlines()[-1]}"
         ) from None
     return model.to(device).eval(), tokenizer, run
+
+
+def load_state(folder: Path) -> dict[str, Tensor]:
+    """The tensors that save_checkpoint was given as state, on the CPU; nothing is unpickled. Raises UserError."""
+    path = folder / "state.safetensors"
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} can't be read ({error}); without it a run can't go on, so begin a new one") from None
 
 
 # What a field of ModelConfig is called in config.json.
@@ -151,7 +217,3 @@ def _model_config(folder: Path, config: dict[str, Any]) -> ModelConfig:
         return ModelConfig(type=kind, **{"n_kv_head": fields["n_head"], **fields})
     except KeyError as error:
         raise UserError(f"{folder / 'config.json'} lacks {error}; it is not a config of midigpt") from None
-
-
-def load_state(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "optimizer.safetensors")

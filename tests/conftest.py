@@ -11,13 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from midigpt.dataset import make_dataset
 from midigpt.documents import Split
 from midigpt.index import index_files
+from midigpt.language import ALPHABET
 from midigpt.midi import write_midi
 from midigpt.score import Score, track_from_notes
-from midigpt.tokenizer import learn_tokenizer
+from midigpt.tokenizer import learn_tokenizer, new_tokenizer
 from midigpt.train_data import make_train_bin
 
 PROJECT = Path(__file__).parents[1]
@@ -114,6 +116,14 @@ def long_songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             shutil.copy(folder / f"{number % 5:03}.mid", path)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """The smallest there can be: a token for each character."""
+    tokenizer, trainer = new_tokenizer(len(ALPHABET) + 1)
+    tokenizer.train_from_iterator(["0+10|1/1\n"], trainer)
+    return tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The model in both shapes: the same logits as transformers', with and without a cache; and what it writes."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,12 +8,11 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from midigpt.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from midigpt.files import UserError
 from midigpt.generate import Drawing, Writer, write_header, write_lines
 from midigpt.language import ALPHABET, Header, decode, read_header
 from midigpt.model import GPT, Cache, ModelConfig, build_model, flops_per_token
-from midigpt.tokenizer import START, START_ID, new_tokenizer
+from midigpt.tokenizer import START_ID
 
 CONFIG = ModelConfig(
     vocab_size=len(ALPHABET) + 1, block_size=32, n_layer=2, n_head=4, n_kv_head=4, n_embd=32, n_hidden=64
@@ -50,46 +48,8 @@ def places(end: int, start: int = 0) -> Tensor:
     return torch.arange(start, end)[None]
 
 
-@pytest.fixture
-def tokenizer() -> Tokenizer:
-    tokenizer, trainer = new_tokenizer(CONFIG.vocab_size)
-    tokenizer.train_from_iterator(["0+10|1/1\n"], trainer)
-    return tokenizer
-
-
-@pytest.fixture
-def checkpoint(model: GPT, tokenizer: Tokenizer, tmp_path: Path) -> Path:
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    save_checkpoint(tmp_path / "best", model, tmp_path / "tokenizer.json", {"step": 1})
-    return tmp_path / "best"
-
-
 def random_tokens(*shape: int) -> Tensor:
     return torch.randint(0, CONFIG.vocab_size, shape, generator=torch.Generator().manual_seed(1))
-
-
-def test_transformers_opens_a_checkpoint_and_gives_the_same_logits(model: GPT, checkpoint: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokens = random_tokens(3, 32)
-    theirs = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
-    with torch.no_grad():
-        torch.testing.assert_close(theirs(tokens).logits, model(tokens, places(32)), atol=1e-4, rtol=1e-4)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    assert tokenizer.bos_token == START and tokenizer.bos_token_id == START_ID
-    assert tokenizer.decode(tokenizer.encode("0+10|1/1\n")) == "0+10|1/1\n"
-
-
-def test_a_checkpoint_gives_back_the_model(model: GPT, checkpoint: Path) -> None:
-    again, _, run = load_checkpoint(checkpoint)
-    assert again.config == model.config and run["step"] == 1
-    assert torch.equal(again(random_tokens(1, 8), places(8)), model(random_tokens(1, 8), places(8)))
-
-
-def test_a_kill_between_the_renamings_of_saving_loses_nothing(checkpoint: Path) -> None:
-    checkpoint.rename(checkpoint.with_name(".best.old"))
-    found = find_checkpoint(checkpoint)
-    assert found and load_checkpoint(found)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
@@ -121,6 +81,27 @@ def test_targets_give_the_loss(model: GPT) -> None:
     logits = model(tokens, places(20))
     torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
     assert loss.dtype == torch.float32
+
+
+def test_dropout_acts_on_embedding_attention_and_what_each_block_adds(
+    shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped: list[tuple[int, ...]] = []
+
+    def noted(x: Tensor, share: float) -> Tensor:
+        assert share == 0.1
+        dropped.append(tuple(x.shape))
+        return x
+
+    monkeypatch.setattr("midigpt.model.dropout", noted)
+    monkeypatch.setattr("midigpt.kernels.dropout", noted)
+    model = build_model(SHAPES[shape], dropout=0.1)
+    model(random_tokens(3, 8), places(8))
+    width, weights = (3, 8, 32), (12, 8, 8)
+    assert dropped == [width, *[weights, width, width] * 2]
+    dropped.clear()
+    model.eval()(random_tokens(3, 8), places(8))
+    assert not dropped
 
 
 @torch.no_grad()

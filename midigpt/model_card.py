@@ -1,0 +1,155 @@
+"""A checkpoint's README.md: what the model is, what it learned from, how well it does and how to use it."""
+
+from pathlib import PurePath
+from typing import Any
+
+import torch
+
+from midigpt.model import GPT, ModelConfig
+from midigpt.tokenizer import START
+
+_SHAPES = {"qwen3": "Qwen3", "gpt2": "GPT-2"}
+
+
+def model_card(run: dict[str, Any], config: ModelConfig) -> str:
+    """Markdown with the front matter that model hubs read; of run.json what is there."""
+    sections = [
+        _FRONT_MATTER,
+        _what_it_is(run, config),
+        _data(run["data"]) if run.get("data") else "",
+        _training(run),
+        _results(run),
+        _USE,
+        _LIMITS,
+    ]
+    return "\n".join(section for section in sections if section)
+
+
+_FRONT_MATTER = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- midi
+- music
+---
+"""
+
+
+def _what_it_is(run: dict[str, Any], config: ModelConfig) -> str:
+    with torch.device("meta"):
+        parameters = GPT(config).parameter_count()
+    heads = f"{config.n_head} heads"
+    if config.n_kv_head != config.n_head:
+        heads += f" ({config.n_kv_head} of keys and values)"
+    return f"""\
+# A GPT that writes music
+
+This model writes music, or goes on with yours. It reads and writes the tracks of MIDI files as text: a line for
+everything that starts together, pitches as intervals, times in beats.
+
+- language: `{run.get("language", "unknown")}`; midigpt {run.get("midigpt", "of unknown version")}
+- shape: {_SHAPES[config.type]}, {config.n_layer} layers, {config.n_embd} wide, {heads}, {parameters:,} parameters
+- sees {config.block_size:,} tokens at once, of a vocabulary of {config.vocab_size:,}
+"""
+
+
+def _data(data: dict[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {name} | {side['songs']:,} | {side['documents']:,} | {side['notes']:,} | {side['tokens']:,} |"
+        for name, side in (("training", data["train"]), ("held out", data["val"]))
+    )
+    return f"""\
+## Data
+
+| | songs | documents (tracks) | notes | tokens |
+|---|---:|---:|---:|---:|
+{rows}
+
+A share of {data["val_fraction"]:g} of the songs was to be held out, drawn by seed {data["seed"]}. This
+training has not touched them.
+"""
+
+
+def _training(run: dict[str, Any]) -> str:
+    facts = []
+    if "step" in run:
+        facts.append(f"{run['step']:,}" + (f" of {run['max_steps']:,}" if run.get("max_steps") else "") + " steps")
+    if run.get("tokens_seen") is not None:
+        facts.append(f"{run['tokens_seen']:,} tokens")
+    if run.get("epochs") is not None:
+        facts.append(f"{run['epochs']:.2f} times through the training side")
+    weights = {
+        "raw": "The weights are those of the last of these steps.",
+        "average": "The weights are averages over the course of training.",
+    }.get(run.get("weights", ""), "")
+    settings = "\n".join(f"{name} = {value}" for name, value in _flat(run.get("config", {})))
+    parts = [
+        "## Training",
+        ", ".join(facts) + "." if facts else "",
+        weights,
+        f"```\n{settings}\n```" if settings else "",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Settings as names and values, nested ones as outer.inner. Of a path only the last name, as a card is public."""
+    flat = []
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat += _flat(value, f"{prefix}{name}.")
+        elif name != "root" and value is not None:
+            flat.append((prefix + name, PurePath(value).name if isinstance(value, str) else str(value)))
+    return flat
+
+
+def _results(run: dict[str, Any]) -> str:
+    evaluation = run.get("evaluation") or {}
+    name = "average_val_bits_per_note" if run.get("weights") == "average" else "val_bits_per_note"
+    bits, unigram = evaluation.get(name), run.get("unigram_bits_per_note")
+    if not run.get("data", {}).get("val", {}).get("songs", 1):
+        result = "No song was held out, so nothing tells how well it does."
+    elif bits is None:
+        result = "These weights have not been evaluated."
+    else:
+        result = f"A note of the held-out songs costs it **{bits:.3f} bits**, each document read from its start."
+        if unigram:
+            ratio = f"{unigram:.3f} (ratio {bits / unigram:.3f})"
+            result += f"\nA model that knows only how frequent each token is needs {ratio}."
+    return f"## How well it does\n\n{result}\n"
+
+
+_USE = f"""\
+## How to use it
+
+In midigpt's folder (FOLDER is the one with this file); every take is a `.mid`:
+
+```sh
+python sample.py --model FOLDER --takes 5
+python sample.py --model FOLDER --prompt song.mid
+```
+
+In transformers, as text, which midigpt's `scripts/decode.py` turns into a MIDI file where every line is of the
+language (`sample.py` sees to that, `generate` does not):
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+start = tokenizer("{START}#", return_tensors="pt")
+print(tokenizer.decode(model.generate(**start)[0], skip_special_tokens=True))
+```
+"""
+
+_LIMITS = """\
+## What it must not be taken for
+
+- It knows no music but that of its training side, and imitates that: it has no ear, no taste and no words.
+- It can repeat passages of that music note for note, also in another key; nothing here prevents or detects it.
+- Intervals leave it unsure of where on the keyboard it is in the long run, and the context is short.
+- Bits per note compare models on the same held-out songs. They do not say whether a take is good.
+- This card claims no licence. What the training music's licences allow, of this model and of its takes, is for those
+  who trained it, publish it or use it to find out.
+"""
