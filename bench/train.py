@@ -36,7 +36,7 @@ class Args:
     """learning: the size of both."""
     steps: int = 600
     """learning: steps of nanoGPT; ours makes half as many."""
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 6e-3)
+    learning_rates: tuple[float, ...] = (3e-3, 6e-3, 1.2e-2)
     """learning: nanoGPT's."""
     seeds: int = 3
     """learning: runs of each."""
@@ -143,9 +143,12 @@ def gpu(args: Args) -> dict[str, Any] | None:
         print("No CUDA device here: the speed on a GPU was not measured.\n")
         return None
     from train_learning import preset_shape
-    from train_speed import GPT2, compare_on_gpu
+    from train_speed import compare_on_gpu
 
-    result = compare_on_gpu(args.nanogpt, preset_shape("small", GPT2.vocab_size))
+    from midigpt.train_data import load_side
+
+    vocab_size = load_side(args.root, "train")[1]["vocab_size"]
+    result = compare_on_gpu(args.nanogpt, preset_shape("small", vocab_size))
     print(
         f"{torch.cuda.get_device_name()}, bfloat16, compiled. MFU is (6 N + 12 L C T) FLOP a token, N without"
         f" position embeddings (PaLM, arXiv 2204.02311, appendix B), of {PEAK / 1e12:.0f} TFLOP/s\n"

@@ -8,6 +8,7 @@ finished is kept in its folder and not made again; one of other settings, or of 
 
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def evaluate(logits_of: Callable[[Tensor], Tensor], val: Side, block_size: int) 
             y[row, skip : end - start - 1] = tokens[1 + skip :]
         nats += F.cross_entropy(logits_of(x).flatten(0, 1).float(), y.flatten(), reduction="sum").item()
     counted_tokens = len(line_tokens(val))
-    return {"nats_per_token": nats / counted_tokens, "bits_per_note": nats / np.log(2) / val.notes}
+    return {"nats_per_token": nats / counted_tokens, "bits_per_note": nats / math.log(2) / val.notes}
 
 
 # --- runs ------------------------------------------------------------------------------------------------

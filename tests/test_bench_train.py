@@ -18,6 +18,7 @@ from nanogpt import Shape
 from torch import Tensor
 from train_learning import Plan
 
+import train
 from midigpt.files import UserError, read_json
 from midigpt.train_data import Side, line_tokens, load_side
 from tests.conftest import ok, run_script
@@ -295,6 +296,60 @@ def test_a_preset_that_does_not_fit_is_tried_with_less(monkeypatch: pytest.Monke
     (tmp_path / "configs" / "wrong.toml").write_text(f"[model]\n{sizes}")
     with pytest.raises(UserError, match=r"wrong\.toml lacks 'batch_size'"):
         train_learning.preset_shape("wrong", 80)
+
+
+def test_the_table_of_a_gpu(
+    checkout: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def row(batch_size: int, speed: float) -> dict[str, Any]:
+        flops = 1e9 * speed  # a thousand million for a token
+        row = {"batch_size": batch_size, "tokens_per_second": speed, "flops_per_second": flops}
+        return {**row, "compile_seconds": 31.4, "memory_gib": 20.0}
+
+    full = {"batch_size": 48, "out_of_memory": True}
+    small = {**row(16, 1e5), "memory_gib": None}
+    result = {"gpt2": [row(12, 494_500.0), full], "small": [small], "ratio": 1.25}
+    result["nanogpt"] = [{"batch_size": 12, "tokens_per_second": 395_600.0}]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A card")
+    monkeypatch.setattr(train_learning, "preset_shape", lambda name, vocab_size: TINY)
+    monkeypatch.setattr(train_speed, "compare_on_gpu", lambda nanogpt, small: result)
+    train.gpu(train.Args(checkout, prepared))
+    printed = capsys.readouterr().out.splitlines()
+    assert "| nanoGPT's bench.py | 12 | 395,600 | 40.0% |  |  |" in printed
+    assert "| midigpt, gpt2 | 12 | 494,500 | 50.0% | 31.4 | 20.0 |" in printed
+    assert "| midigpt, gpt2 | 48 | out of memory |  |  |  |" in printed
+    assert "| midigpt, small | 16 | 100,000 | 10.1% | 31.4 |  |" in printed
+    assert "1.25 times" in printed[-2]
+
+
+def test_the_table_of_learning(
+    checkout: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both trained by stand-ins; what is compared, printed and concluded is real."""
+    nats = iter([5.0, 5.2, 4.0, 4.2, 4.6, 4.8, 4.1, 3.9, 3.5, 3.7])
+
+    def run(*settings: Any) -> dict[str, Any]:
+        loss = next(nats)
+        return {"run": f"run {settings[-2:]}", "nats_per_token": loss, "bits_per_note": 2 * loss, "minutes": 0.1}
+
+    monkeypatch.setattr(train_learning, "preset_shape", lambda name, vocab_size: replace(TINY, vocab_size=vocab_size))
+    monkeypatch.setattr(nanogpt, "count_parameters", lambda checkout, shape: 3904)
+    monkeypatch.setattr(train_learning, "nanogpt_run", run)
+    monkeypatch.setattr(train_learning, "our_run", run)
+    args = train.Args(checkout, prepared, steps=40, learning_rates=(0.1, 0.2, 0.3), seeds=2, equal_tokens=True)
+    result = train.learning(args)
+    printed = capsys.readouterr().out
+    for run_, settings in enumerate(["(0.1, 1337)", "(0.1, 1338)"]):
+        assert f"run {settings}: {result['runs'][run_]['nats_per_token']:.4f}" in printed
+    assert "run (20, 0): 4.1000" in printed  # half the steps
+    assert "run (40, 1): 3.7000" in printed
+    assert "| nanoGPT, learning rate 0.2 | 4.1000 | 0.1414 | 8.200 |" in printed
+    assert "| midigpt, 20 steps | 4.0000 | 0.1414 | 8.000 |" in printed
+    assert "| midigpt, 40 steps | 3.6000 | 0.1414 | 7.200 |" in printed
+    assert "best learning rate is 0.2, inside those tried" in printed
+    assert "-0.1000 nats per token from it: at or below" in printed
+    assert result["tokens"] == {"nanoGPT": 40 * 32, "midigpt": 20 * 32}
 
 
 def test_the_command_writes_what_it_measured(checkout: Path, prepared: Path, tmp_path: Path) -> None:
