@@ -7,7 +7,7 @@ WORK = --root "$(ROOT)" $(ARGS)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup index dataset doctor tokenizer train-bin train sample demo test clean
+.PHONY: help setup index dataset doctor tokenizer train-bin train plot sample demo test clean
 
 help:
 	@echo 'make demo         the whole way on 100 Bach chorales, in minutes: start here'
@@ -20,6 +20,7 @@ help:
 	@echo 'make tokenizer    learn the tokenizer                 ARGS="--vocab-size 4096"'
 	@echo 'make train-bin    pack the tokens                     ARGS="--val-fraction 0.05"'
 	@echo 'make train        train; Ctrl-C saves, again goes on  ARGS="--run NAME --max-steps 2000"'
+	@echo 'make plot         draw the curves of runs to a .png   ARGS="--runs NAME OTHER"'
 	@echo 'make sample       write a new .mid to out/            ARGS="--prompt song.mid --takes 5"'
 	@echo
 	@echo 'make test         all tests (test-NAME: those whose name contains NAME)'
@@ -43,7 +44,7 @@ help:
 
 setup: .venv/setup
 
-index dataset doctor tokenizer train: .venv/setup
+index dataset doctor tokenizer train plot: .venv/setup
 	@$(RUN) scripts/$@.py $(WORK)
 
 dataset-%: .venv/setup

@@ -60,10 +60,10 @@ def main(args: Args) -> None:
     from tqdm import tqdm
 
     from midigpt.checkpoint import find_checkpoint, load_checkpoint
+    from midigpt.devices import pick_device
     from midigpt.generate import Drawing
     from midigpt.language import normalise
     from midigpt.midi import load_midi
-    from midigpt.model import pick_device
     from midigpt.show import draw_piano_roll, find_renderer, render_wav
 
     if args.wav:
@@ -110,18 +110,15 @@ def check(args: Args) -> None:
 
 def begin(model: "GPT", tokenizer: "Tokenizer", drawing: "Drawing", args: Args) -> "Score":
     """A piece from nothing: one part, as a document holds one."""
-    from midigpt.generate import Writer, write_header, write_lines
-    from midigpt.language import decode, nearest_tempo, read_header
+    from midigpt.generate import compose
+    from midigpt.language import nearest_tempo
 
     wishes = {}
     if args.program is not None:
         wishes["program"] = args.program if args.program == "d" else str(int(args.program))
     if args.tempo is not None:
         wishes["tempo"] = str(nearest_tempo(args.tempo))
-    writer = Writer(model, tokenizer, drawing)
-    header = write_header(writer, wishes)
-    lines = write_lines(writer, read_header(header), notes=args.notes)
-    return decode([header + lines.text])
+    return compose(model, tokenizer, drawing, wishes, args.notes)
 
 
 def continue_prompt(

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from nanogpt import Shape
 
 from midigpt import model as our_model
-from midigpt.model import fast_bf16
+from midigpt.devices import fast_bf16
 from midigpt.tokenizer import DTYPE
 from midigpt.train_data import Batches, Side, load_side
 

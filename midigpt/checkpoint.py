@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from midigpt.files import UserError, read_json, write_json
 from midigpt.language import LANGUAGE
-from midigpt.model import GPT, NORM_EPS, ModelConfig
+from midigpt.model import GPT, LAYER_NORM_EPS, RMS_NORM_EPS, ModelConfig
 from midigpt.tokenizer import START, START_ID
 
 
@@ -92,24 +91,51 @@ def load_checkpoint(folder: Path, device: str = "cpu") -> tuple[GPT, Tokenizer, 
     return model.to(device).eval(), tokenizer, run
 
 
+# What a field of ModelConfig is called in config.json.
+_NAMES = {
+    "qwen3": {
+        "vocab_size": "vocab_size",
+        "block_size": "max_position_embeddings",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "n_kv_head": "num_key_value_heads",
+        "n_embd": "hidden_size",
+        "n_hidden": "intermediate_size",
+        "rope_theta": "rope_theta",
+    },
+    "gpt2": {
+        "vocab_size": "vocab_size",
+        "block_size": "n_positions",
+        "n_layer": "n_layer",
+        "n_head": "n_head",
+        "n_embd": "n_embd",
+        "n_hidden": "n_inner",
+    },
+}
+# What else makes the shape that of model.py.
+_CONSTANTS: dict[str, dict[str, Any]] = {
+    "qwen3": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "hidden_act": "silu",
+        "rms_norm_eps": RMS_NORM_EPS,
+        "attention_bias": False,
+        "use_sliding_window": False,
+    },
+    "gpt2": {
+        "architectures": ["GPT2LMHeadModel"],
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": LAYER_NORM_EPS,
+    },
+}
+
+
 def _hugging_face_config(config: ModelConfig) -> dict[str, Any]:
     return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.block_size,
-        "num_hidden_layers": config.n_layer,
-        "num_attention_heads": config.n_head,
-        "num_key_value_heads": config.n_head,
-        "head_dim": config.head_dim,
-        "hidden_size": config.n_embd,
-        "intermediate_size": config.n_hidden,
-        "hidden_act": "silu",
-        "rms_norm_eps": NORM_EPS,
-        "rope_theta": config.rope_theta,
-        "attention_bias": False,
+        "model_type": config.type,
+        **{theirs: getattr(config, ours) for ours, theirs in _NAMES[config.type].items()},
+        **({"head_dim": config.head_dim} if config.type == "qwen3" else {}),
+        **_CONSTANTS[config.type],
         "tie_word_embeddings": True,
-        "use_sliding_window": False,
         "bos_token_id": START_ID,
         "eos_token_id": START_ID,
         "torch_dtype": "float32",
@@ -118,34 +144,14 @@ def _hugging_face_config(config: ModelConfig) -> dict[str, Any]:
 
 def _model_config(folder: Path, config: dict[str, Any]) -> ModelConfig:
     try:
-        return ModelConfig(
-            vocab_size=config["vocab_size"],
-            block_size=config["max_position_embeddings"],
-            n_layer=config["num_hidden_layers"],
-            n_head=config["num_attention_heads"],
-            n_embd=config["hidden_size"],
-            n_hidden=config["intermediate_size"],
-            rope_theta=config["rope_theta"],
-        )
+        kind = config["model_type"]
+        if kind not in _NAMES:
+            raise UserError(f"{folder / 'config.json'} is of a {kind} model; midigpt has {' and '.join(_NAMES)}")
+        fields = {ours: config[theirs] for ours, theirs in _NAMES[kind].items()}
+        return ModelConfig(type=kind, **{"n_kv_head": fields["n_head"], **fields})
     except KeyError as error:
         raise UserError(f"{folder / 'config.json'} lacks {error}; it is not a config of midigpt") from None
 
 
-def optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An AdamW optimizer's state by parameter name, and the random state, as plain tensors."""
-    names = {weight: name for name, weight in model.named_parameters()}
-    tensors = {
-        f"{kind}.{names[weight]}": tensor for weight, state in optimizer.state.items() for kind, tensor in state.items()
-    }
-    return {**tensors, "random_state": torch.get_rng_state()}
-
-
-def restore_optimizer(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
-    """Undo optimizer_tensors from a checkpoint's file; nothing is unpickled."""
-    tensors = load_file(folder / "optimizer.safetensors")
-    torch.set_rng_state(tensors.pop("random_state"))
-    weights = dict(model.named_parameters())
-    for name, tensor in tensors.items():
-        kind, _, parameter = name.partition(".")
-        weight = weights[parameter]
-        optimizer.state[weight][kind] = tensor.to(weight.device)
+def load_state(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "optimizer.safetensors")

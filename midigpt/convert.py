@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from midigpt.duplicates import Print, batch_prints
 from midigpt.files import UserError
 from midigpt.filters import FilteredError, Filters
@@ -22,9 +20,8 @@ from midigpt.language import Document, LanguageError, encode_batch
 from midigpt.midi_bytes import MidiError
 from midigpt.rescue import rescue
 from midigpt.score import Score
-from midigpt.storage import Folder
+from midigpt.storage import UNREADABLE, Folder
 
-UNREADABLE = "can't be read"  # as the reason of a refusal; it may pass
 TOO_LARGE = "needs more memory than a worker has (--memory-limit)"
 BATCH_NOTES = 16384  # to encode at once
 
@@ -161,7 +158,7 @@ def _encoded(batch: _Batch, remarks: dict[int, str], outcomes: dict[int, Outcome
             return {}
         singles = [_Batch({place: score}) for place, score in batch.scores.items()]
         return {place: texts for one in singles for place, texts in _encoded(one, remarks, outcomes).items()}
-    prints = _prints(list(encoded.values()))
+    prints = batch_prints([[text for text in texts if "key=" in text.header] for texts in encoded.values()])
     for (place, documents), print_ in zip(encoded.items(), prints, strict=True):
         outcomes[place] = _converted(documents, remarks[place], print_)
     return encoded
@@ -181,16 +178,6 @@ def _converted(documents: list[Document], remark: str, print_: Print) -> Outcome
         music=music.hexdigest()[:16],
         grams=print_.tobytes(),
     )
-
-
-def _prints(files: list[list[Document]]) -> list[Print]:
-    pitched = [(number, text) for number, texts in enumerate(files) for text in texts if "key=" in text.header]
-    file_of_part = np.array([number for number, _ in pitched], np.int64)
-    part = np.repeat(np.arange(len(pitched)), [document.notes for _, document in pitched])
-    nothing = np.empty(0, np.int64)
-    onset = np.concatenate([nothing, *(document.onset for _, document in pitched)])
-    pitch = np.concatenate([nothing, *(document.pitch for _, document in pitched)])
-    return batch_prints(len(files), file_of_part, part, onset, pitch)
 
 
 @contextmanager

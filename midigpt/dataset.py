@@ -23,14 +23,14 @@ import numpy as np
 from tqdm import tqdm
 
 from midigpt import executors
-from midigpt.convert import TOO_LARGE, UNREADABLE, Chunk, Job, Outcome, Result, convert_chunk
+from midigpt.convert import TOO_LARGE, Chunk, Job, Outcome, Result, convert_chunk
 from midigpt.duplicates import Print, clusters, share_within
 from midigpt.executors import Executor
 from midigpt.files import UserError, printable
 from midigpt.filters import Filters
 from midigpt.index import data_folder, open_index, set_setting, setting, shard_name
 from midigpt.language import LANGUAGE
-from midigpt.storage import Folder
+from midigpt.storage import UNREADABLE, Folder
 from midigpt.workers import Died
 
 Dedupe = Literal["off", "exact", "music"]
@@ -87,10 +87,12 @@ def make_dataset(root: Path, options: Options = DEFAULT) -> Summary:
         with data.being_written():
             before = _last_filters(index, options)
             removed = _reconcile(index, raw_data, data, options, is_sharded)
-            ids = [row[0] for row in index.execute("SELECT rowid FROM files WHERE state = 'new' ORDER BY name")]
-            ids = ids[: options.limit]
+            new = index.execute("SELECT rowid, shard FROM files WHERE state = 'new' ORDER BY name").fetchall()
+            new = new[: options.limit]
             if is_sharded:
-                _assign_shards(index, ids, options.shard_files)
+                chunks = list(_shard_chunks(index, _assign_shards(index, new, options.shard_files)))
+            else:
+                chunks = list(_chunks(index, [rowid for rowid, _ in new]))
             convert = partial(
                 convert_chunk,
                 raw_data=raw_data.absolute(),
@@ -98,7 +100,6 @@ def make_dataset(root: Path, options: Options = DEFAULT) -> Summary:
                 filters=options.filters,
                 time_limit=options.time_limit if options.executor.kind != "serial" else 0,
             )
-            chunks = list(_shard_chunks(index, ids) if is_sharded else _chunks(index, ids))
             converted = _run(index, convert, options, chunks)
             _mark_duplicates(index, options.dedupe)
             if is_sharded:
@@ -136,12 +137,13 @@ def _place(index: sqlite3.Connection, root: Path, options: Options) -> tuple[Fol
 
 def _check_strangers(index: sqlite3.Connection, data: Folder) -> None:
     """Raises UserError if files that might be somebody's would be taken for old documents and removed."""
+    there = data.names()  # of a place of ours, too: nothing changes if it can't be listed
+    if setting(index, f"data {data}") == "used":  # then shards and manifest are old ones of this index
+        return
     known = {row[0] for row in index.execute("SELECT name FROM files")}
-    is_ours = setting(index, f"data {data}") == "used"  # then its shards and manifest are old ones of this index
-    strangers = (name for name in sorted(data.names()) if _DOCUMENT.fullmatch(name))
-    stranger = next((name for name in strangers if not is_ours and name.rpartition("_")[0] not in known), None)
-    if stranger:
-        raise UserError(f"{data} is not empty: {stranger} would be removed, as documents are; choose a folder for data")
+    for name in sorted(there):
+        if _DOCUMENT.fullmatch(name) and name.rpartition("_")[0] not in known:
+            raise UserError(f"{data} is not empty: {name} would be removed, as documents are; choose a folder for data")
 
 
 # --- what is to be done ----------------------------------------------------------------------------------
@@ -220,18 +222,19 @@ def _reconcile_shards(index: sqlite3.Connection, there: set[str]) -> set[str]:
     return {shard_name(number) for number, songs in rows if songs and number in whole} | {MANIFEST}
 
 
-def _assign_shards(index: sqlite3.Connection, ids: list[int], size: int) -> None:
-    """Give new files a shard, once and for all, so that every later run makes the same ones."""
+def _assign_shards(index: sqlite3.Connection, new: list[tuple[int, int | None]], size: int) -> set[int]:
+    """Give new files, (rowid, shard), that have none a shard, once and for all: every later run makes the same ones.
+
+    Returns the shards that the files are in.
+    """
+    shards = {shard for _, shard in new if shard is not None}
+    fresh = [rowid for rowid, shard in new if shard is None]
     with index:
         (last,) = index.execute("SELECT coalesce(max(shard), 0) FROM files").fetchone()
-        fresh = [i for i in ids if _shard_of(index, i) is None]
         for number, some in enumerate(_slices(fresh, size), start=last + 1):
             index.executemany("UPDATE files SET shard = ? WHERE rowid = ?", [(number, i) for i in some])
-
-
-def _shard_of(index: sqlite3.Connection, rowid: int) -> int | None:
-    (shard,) = index.execute("SELECT shard FROM files WHERE rowid = ?", (rowid,)).fetchone()
-    return shard
+            shards.add(number)
+    return shards
 
 
 def _slices(ids: list[int], size: int) -> Iterator[list[int]]:
@@ -245,9 +248,8 @@ def _chunks(index: sqlite3.Connection, ids: list[int]) -> Iterator[Chunk]:
         yield Chunk(tuple(Job(os.fsdecode(path), name) for path, name in rows))
 
 
-def _shard_chunks(index: sqlite3.Connection, ids: list[int]) -> Iterator[Chunk]:
-    """Whole shards: those that some of the files are in."""
-    for number in sorted({shard for i in ids if (shard := _shard_of(index, i)) is not None}):
+def _shard_chunks(index: sqlite3.Connection, shards: set[int]) -> Iterator[Chunk]:
+    for number in sorted(shards):
         rows = index.execute("SELECT path, name FROM files WHERE shard = ? ORDER BY name", (number,))
         yield Chunk(tuple(Job(os.fsdecode(path), name) for path, name in rows), shard_name(number))
 

@@ -5,9 +5,10 @@ files keep the smallest, two prints show what share of the one file's music is i
 Broder, "On the resemblance and containment of documents", 1997; Thorup, "Bottom-k and priority sampling", 2013).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,56 +30,71 @@ _NEIGHBOURS = 3  # each owner of a gram is compared with so many that follow it
 _CHUNK = 1 << 15  # pairs compared at a time
 
 
-def batch_prints(files: int, file_of_part: IntArray, part: IntArray, onset: IntArray, pitch: IntArray) -> list[Print]:
-    """The prints of files 0 .. files - 1, together: numpy's cost for each call is shared.
+class Part(Protocol):
+    """Notes of one part, ordered by onset, then pitch."""
 
-    A print is the PRINT_GRAMS smallest hashes of a file's grams, ascending, distinct; all where it has fewer. The
-    arrays, shape (N,), are all notes that are no drums, ordered by part, then onset (grid steps), then pitch;
-    file_of_part, shape (P,), ascends. A gram is seven successive intervals of one part's upper line (the highest
-    note of each chord), repeated notes counting once. So it is the same in every key and tempo and in whatever
-    order a file has its parts. Patterns that repeat after up to four intervals are left out: trills, alternating
-    chords and arpeggios are in all music.
+    @property
+    def onset(self) -> IntArray: ...  # (N,) grid steps
+
+    @property
+    def pitch(self) -> IntArray: ...  # (N,)
+
+
+def batch_prints(files: Sequence[Sequence[Part]]) -> list[Print]:
+    """The prints of files by their parts that are no drums, together: numpy's cost for each call is shared.
+
+    A print is the PRINT_GRAMS smallest hashes of a file's grams, ascending, distinct; all where it has fewer. A gram
+    is seven successive intervals of one part's upper line (the highest note of each chord), repeated notes counting
+    once. So it is the same in every key and tempo and in whatever order a file has its parts. Patterns that repeat
+    after up to four intervals are left out: trills, alternating chords and arpeggios are in all music.
 
     Empty for a file without pitched notes, or with too few.
     """
+    parts = [part for file in files for part in file]
+    nothing = np.empty(0, np.int64)
+    onset = np.concatenate([nothing, *(part.onset for part in parts)])  # (N,) of all notes
+    pitch = np.concatenate([nothing, *(part.pitch for part in parts)])
     if len(pitch) <= _GRAM:
-        return [np.empty(0, np.uint32) for _ in range(files)]
-    gap = np.diff((part << 32) + onset)  # between parts it is large, because onsets are below 2**31
+        return [np.empty(0, np.uint32) for _ in files]
+    part_of_note = np.repeat(np.arange(len(parts)), [len(part.pitch) for part in parts])
+    file_of_part = np.repeat(np.arange(len(files)), [len(file) for file in files])
+    gap = np.diff((part_of_note << 32) + onset)  # between parts it is large, because onsets are below 2**31
     chord = np.concatenate(([0], np.flatnonzero(gap > _CHORD_GAP) + 1))  # the first note of each
-    top = np.maximum.reduceat(pitch, chord)
-    part = part[chord]
-    is_new_part = np.diff(part) != 0
-    interval = np.diff(top)
+    part_of_chord = part_of_note[chord]
+    is_new_part = np.diff(part_of_chord) != 0
+    interval = np.diff(np.maximum.reduceat(pitch, chord))
     kept = np.flatnonzero((interval != 0) | is_new_part)
-    count = len(kept) - _GRAM + 1
-    if count <= 0:
-        return [np.empty(0, np.uint32) for _ in range(files)]
-    line = np.append(interval[kept].astype(np.int8), np.int8(0))  # eight bytes are read at the last gram, too
-    gram = np.ndarray((count,), "<u8", line.data, strides=(1,)) & _GRAM_MASK  # line[i : i + 7] as one number
+    gram, begin = _grams(interval[kept], is_new_part[kept])
+    file = file_of_part[part_of_chord[kept[begin]]].astype(np.uint64)
+    keys = file << np.uint64(32) | _hash(gram)
+    keys.sort()
+    keys = keys[_is_first(keys)]
+    cuts = np.searchsorted(keys, np.arange(len(files) + 1, dtype=np.uint64) << np.uint64(32)).tolist()
+    return [keys[start : min(stop, start + PRINT_GRAMS)].astype(np.uint32) for start, stop in pairwise(cuts)]
 
+
+def _grams(interval: IntArray, is_new_part: NDArray[np.bool_]) -> tuple[NDArray[np.uint64], IntArray]:
+    """The grams of parts end to end, (G,), and at which interval each begins, (G,).
+
+    Both arrays are of shape (I,); an interval that leads to a new part is in no gram.
+    """
+    count = max(len(interval) - _GRAM + 1, 0)
+    line = np.zeros(count + _GRAM, np.int8)  # eight bytes are read at the last gram, too
+    line[: len(interval)] = interval
+    gram = np.ndarray((count,), "<u8", line.data, strides=(1,)) & _GRAM_MASK  # line[i : i + 7] as one number
     is_kept = np.ones(count, bool)
     for period in (3, 4):  # and so 1 and 2
         bits = np.uint64(8 * period)
         is_kept &= (gram ^ gram >> bits) & (_GRAM_MASK >> bits) != 0
-    across = np.flatnonzero(is_new_part[kept])[:, None] - np.arange(_GRAM)  # grams that run from part to part
+    across = np.flatnonzero(is_new_part)[:, None] - np.arange(_GRAM)  # grams that run from part to part
     is_kept[across[(across >= 0) & (across < count)]] = False
-
-    file = file_of_part[part[kept[:count]]][is_kept].astype(np.uint64)
-    keys = file << np.uint64(32) | _hash(gram[is_kept])
-    keys.sort()
-    keys = keys[_is_first(keys)]
-    cuts = np.searchsorted(keys, np.arange(files + 1, dtype=np.uint64) << np.uint64(32)).tolist()
-    return [keys[start : min(stop, start + PRINT_GRAMS)].astype(np.uint32) for start, stop in pairwise(cuts)]
+    begin = np.flatnonzero(is_kept)
+    return gram[begin], begin
 
 
 def score_print(score: Score) -> Print:
     """The print of a score in normal form (midigpt.language.normalise)."""
-    tracks = [track for track in score.tracks if not track.is_drum and len(track)]
-    if not tracks:
-        return np.empty(0, np.uint32)
-    part = np.repeat(np.arange(len(tracks)), [len(track) for track in tracks])
-    onset, pitch = (np.concatenate([getattr(track, column) for track in tracks]) for column in ("onset", "pitch"))
-    return batch_prints(1, np.zeros(len(tracks), np.int64), part, onset, pitch)[0]
+    return batch_prints([[track for track in score.tracks if not track.is_drum]])[0]
 
 
 def _hash(gram: NDArray[np.uint64]) -> Print:

@@ -18,7 +18,8 @@ class UserError(Exception):
     """A sentence for the person at the terminal: what is wrong, where, and what to do."""
 
 
-def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """An excepthook: what the user can mend as a sentence, anything else with its traceback."""
     if issubclass(kind, UserError):
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
     elif issubclass(kind, KeyboardInterrupt):
@@ -42,7 +43,7 @@ def parse_arguments(kind: type[Args], description: str | None) -> Args:
     """The command line as a frozen dataclass; from here on what the user can mend is printed as a sentence."""
     import tyro
 
-    sys.excepthook = _say
+    sys.excepthook = say
     return tyro.cli(kind, description=description)
 
 
@@ -117,6 +118,17 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Write a line behind the others of a file. Raises UserError where there is no room."""
+    try:
+        with path.open("a", encoding="utf-8", newline="\n") as out:
+            out.write(line + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be written ({error.strerror or error}); mend that, and run the same command again"
+        ) from None
 
 
 def read_json(path: Path) -> Any:

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from midigpt.files import UserError
-from midigpt.language import DEFAULT_KEY, GRID, TEMPOS, Header, LanguageError, read_header, read_line
+from midigpt.language import DEFAULT_KEY, GRID, TEMPOS, Header, LanguageError, decode, read_header, read_line
 from midigpt.model import GPT, Cache
+from midigpt.score import Score
 from midigpt.tokenizer import START_ID
 
 T = TypeVar("T")
@@ -79,12 +80,16 @@ class Writer:
     def _fill(self) -> None:
         block = self.model.config.block_size
         self.cache.length = 0
-        head = self.tokens[: self.head]
+        room = max(int(block * KEPT), 1)
+        head = self.tokens[: min(self.head, room - 1)]
         fits = len(self.tokens) <= block
-        self._forward(self.tokens if fits else head + self.tokens[-max(int(block * KEPT) - len(head), 1) :])
+        self._forward(self.tokens if fits else head + self.tokens[len(head) - room :])
 
     def _forward(self, ids: list[int]) -> None:
-        logits = self.model(torch.tensor([ids], device=self.device), cache=self.cache)
+        """Read on, at the positions behind those in the cache: 0, 1, 2, ..., all within the block."""
+        start = self.cache.length
+        positions = torch.arange(start, start + len(ids), device=self.device)[None]
+        logits = self.model(torch.tensor([ids], device=self.device), positions, self.cache)
         self.logits = logits[0, -1].float().cpu()
 
     def mark(self) -> tuple[int, Tensor]:
@@ -103,6 +108,8 @@ class Writer:
 
     def draw(self, allowed: Tensor) -> int:
         """A token from the distribution after what was read, among those allowed: a mask of shape (V,)."""
+        if not self.logits.isfinite().all():
+            raise UserError("the model's weights are broken: it gives no numbers; use another checkpoint")
         logits = self.logits.masked_fill(~allowed, -torch.inf)
         if self.drawing.temperature == 0:
             return int(logits.argmax())
@@ -146,6 +153,18 @@ class Writer:
             if text.endswith("\n"):
                 break
         return text
+
+
+def compose(
+    model: GPT, tokenizer: Tokenizer, drawing: Drawing, wishes: dict[str, str], notes: int | None = None
+) -> Score:
+    """A piece from nothing, with the wished fields of the header: one part, as a document holds one.
+
+    Raises UserError where the model can't write a line of the language yet.
+    """
+    writer = Writer(model, tokenizer, drawing)
+    header = write_header(writer, wishes)
+    return decode([header + write_lines(writer, read_header(header), notes=notes).text])
 
 
 def write_header(writer: Writer, wishes: dict[str, str]) -> str:

@@ -33,10 +33,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from midigpt.convert import UNREADABLE
 from midigpt.files import UserError, make
 from midigpt.language import LANGUAGE
-from midigpt.storage import Entry, Folder
+from midigpt.storage import UNREADABLE, Entry, Folder
 
 EXTENSIONS = (".mid", ".midi", ".kar", ".rmi")
 MAX_NAME_BYTES = 200  # file systems end at 255; "_123.txt" and the path's hash need room

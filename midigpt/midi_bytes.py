@@ -21,7 +21,6 @@ MAX_TICKS = 2**31 - 1  # of a track: symusic counts ticks in 32 bits
 DATA_BYTES = {0x80: 2, 0x90: 2, 0xA0: 2, 0xB0: 2, 0xC0: 1, 0xD0: 1, 0xE0: 2}  # of channel messages
 _STRAY_BYTES = {0xF1: 1, 0xF2: 2, 0xF3: 1}  # of system messages, which have no place in a file; others 0
 _MISREAD = re.compile(rb"\xff(?:\x05\x00|\x51[\x00-\x02]|\x58(?:[\x00-\x03]|[\x00-\xff]{2}[\x08-\xff]))")
-_END = re.compile(b"\\x2f")  # of track: the kind of a meta event
 _ENDING = re.compile(  # nothing but tempos, meters and keys up to the end of track
     rb"(?:(?:\x51\x03.{3}|\x58\x04.{4}|\x59\x02.{2})[\x80-\xff]{0,3}[\x00-\x7f]\xff)*+\x2f", re.DOTALL
 )
@@ -129,7 +128,9 @@ def scan(chunk: bytes, to_first_note: bool = False) -> Events:
                 elif kind == 0xC0:
                     program[channel] = first
                     events.programs.append((tick, channel, first))
-            elif status == 0xFF and (_ENDING if to_first_note else _END).match(chunk, position):
+            elif status == 0xFF and (
+                chunk[position] == END_OF_TRACK or (to_first_note and _ENDING.match(chunk, position))
+            ):
                 break
             else:
                 if status == 0xFF and chunk[position] == LYRIC:

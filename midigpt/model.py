@@ -1,33 +1,44 @@
-"""The model: a GPT of exactly the Qwen3 dense shape, so that a checkpoint opens in transformers as it is.
+"""The model, in two shapes: exactly the Qwen3 dense one (the default) or exactly GPT-2's.
 
-RMSNorm before each block, rotary positions, normalised queries and keys, SwiGLU, no biases, the output
-matrix tied to the input's. Parameter names are those of transformers' Qwen3ForCausalLM.
+Parameters are named and laid out as in transformers' Qwen3ForCausalLM and GPT2LMHeadModel, so that a checkpoint
+opens there as it is.
+
+qwen3: RMSNorm before each block, rotary positions, normalised queries and keys, grouped heads, SwiGLU, no biases.
+gpt2: LayerNorm before each block, learned positions, GELU, biases.
+In both the output matrix is tied to the input's.
 
 Sources: Qwen3 technical report (arXiv 2505.09388); RMSNorm (arXiv 1910.07467); rotary positions (arXiv
-2104.09864); SwiGLU (arXiv 2002.05202); QK-norm (arXiv 2010.04245).
+2104.09864); grouped heads (arXiv 2305.13245); SwiGLU (arXiv 2002.05202); QK-norm (arXiv 2010.04245); GPT-2
+(Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 INIT_STD = 0.02  # of weights at the start, as in GPT-2
-NORM_EPS = 1e-6
+RMS_NORM_EPS = 1e-6
+LAYER_NORM_EPS = 1e-5
+
+Angles = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The model's shape."""
 
+    type: Literal["qwen3", "gpt2"] = "qwen3"
     vocab_size: int
     block_size: int  # tokens it was trained to see at once
     n_layer: int
-    n_head: int
+    n_head: int  # n_embd is a multiple of it; in qwen3, of twice of it
+    n_kv_head: int  # heads of keys and values, each for n_head / n_kv_head of queries; in gpt2 as many as n_head
     n_embd: int
     n_hidden: int  # width of the feed-forward layer
-    rope_theta: float = 10_000.0
+    rope_theta: float = 10_000.0  # of qwen3
 
     @property
     def head_dim(self) -> int:
@@ -38,31 +49,64 @@ class Cache:
     """Keys and values of the tokens read so far, in tensors of fixed size."""
 
     def __init__(self, config: ModelConfig, batch_size: int, device: torch.device) -> None:
-        shape = config.n_layer, batch_size, config.n_head, config.block_size, config.head_dim
-        self.keys = torch.zeros(shape, device=device)  # (L, B, H, S, D)
+        shape = config.n_layer, batch_size, config.n_kv_head, config.block_size, config.head_dim
+        self.keys = torch.zeros(shape, device=device)  # (L, B, K, S, D)
         self.values = torch.zeros(shape, device=device)
         self.length = 0  # tokens in it
 
     def add(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, H, T, D) behind what is there; all of the layer's, (B, H, length + T, D)."""
+        """Store (B, K, T, D) behind what is there; all of the layer's, (B, K, length + T, D)."""
         end = self.length + keys.shape[2]
         self.keys[layer, :, :, self.length : end] = keys
         self.values[layer, :, :, self.length : end] = values
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
-def rotary_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, each (B, 1, T, D), for positions of shape (B, T) or (1, T)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """Causal attention (B, T, H * D) of queries (B, T, H, D) to keys and values (B, K, S, D), S = T unless T = 1."""
+    B, T, H, D = q.shape
+    q, k, v = q.transpose(1, 2), repeat_heads(k, H), repeat_heads(v, H)
+    if q.device.type == "cpu" and q.requires_grad and (dropout or q.dtype == torch.bfloat16):
+        y = attend_by_products(q, k, v, dropout)
+    else:
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T > 1)
+    return y.transpose(1, 2).reshape(B, T, H * D)
+
+
+def attend_by_products(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """Causal attention (B, H, T, D) of queries (B, H, T, D) to as many keys and values, by plain matrix products.
+
+    On a CPU, for training alone: there the fused kernel has no dropout, and going back in bfloat16 it takes
+    twice as long as this.
+    """
+    B, H, T, D = q.shape
+    q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
+    later = torch.full((T, T), -torch.inf, dtype=q.dtype).triu(1)
+    weights = torch.baddbmm(later, q, k.mT, alpha=D**-0.5).softmax(-1)  # (B * H, T, T)
+    return (F.dropout(weights, dropout) @ v).view(B, H, T, D)
+
+
+def repeat_heads(x: Tensor, heads: int) -> Tensor:
+    """Each of the heads of keys or values (B, K, S, D) as often as it has queries: (B, heads, S, D)."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+# --- qwen3 -----------------------------------------------------------------------------------------------
+
+
+def rotary_angles(positions: Tensor, config: ModelConfig) -> Angles:
+    """Cosine and sine, each (B, T, 1, D), for positions of shape (B, T) or (1, T). The first half of sin is negated."""
     frequency = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, device=positions.device) / config.head_dim)
-    angle = positions[:, None, :, None] * frequency  # (B, 1, T, D / 2)
-    angle = torch.cat([angle, angle], dim=-1)
-    return angle.cos(), angle.sin()
+    angle = positions[:, :, None, None] * frequency  # (B, T, 1, D / 2)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + D / 2) of x (B, H, T, D) by its angle."""
+def rotate(x: Tensor, angles: Angles) -> Tensor:
+    """Turn each pair (i, i + D / 2) of x (B, T, H, D) by its angle."""
+    cos, sin = angles
     left, right = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-right, left], dim=-1) * sin).to(x.dtype)
+    return torch.addcmul(x * cos, torch.cat([right, left], dim=-1), sin).to(x.dtype)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -70,32 +114,29 @@ class RMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)  # one dtype: one fused kernel
 
 
-class Attention(nn.Module):
+class Qwen3Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, dropout: float) -> None:
         super().__init__()
         self.config, self.layer, self.dropout = config, layer, dropout
-        width = config.n_head * config.head_dim
+        width, kv_width = config.n_head * config.head_dim, config.n_kv_head * config.head_dim
         self.q_proj = nn.Linear(config.n_embd, width, bias=False)
-        self.k_proj = nn.Linear(config.n_embd, width, bias=False)
-        self.v_proj = nn.Linear(config.n_embd, width, bias=False)
+        self.k_proj = nn.Linear(config.n_embd, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.n_embd, kv_width, bias=False)
         self.o_proj = nn.Linear(width, config.n_embd, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, NORM_EPS)
-        self.k_norm = RMSNorm(config.head_dim, NORM_EPS)
+        self.q_norm = RMSNorm(config.head_dim, RMS_NORM_EPS)
+        self.k_norm = RMSNorm(config.head_dim, RMS_NORM_EPS)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
-        B, T, _ = x.shape
-        heads = B, T, self.config.n_head, self.config.head_dim
-        q = rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), *angles)  # (B, H, T, D)
-        k = rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), *angles)
+    def forward(self, x: Tensor, angles: Angles, cache: Cache | None) -> Tensor:
+        heads = *x.shape[:2], -1, self.config.head_dim
+        q = rotate(self.q_norm(self.q_proj(x).view(heads)), angles)  # (B, T, H, D)
+        k = rotate(self.k_norm(self.k_proj(x).view(heads)), angles).transpose(1, 2)  # (B, K, T, D)
         v = self.v_proj(x).view(heads).transpose(1, 2)
         if cache is not None:
             k, v = cache.add(self.layer, k, v)
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=T > 1)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+        return self.o_proj(attend(q, k, v, self.dropout if self.training else 0.0))
 
 
-class FeedForward(nn.Module):
+class SwiGLU(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.n_embd, config.n_hidden, bias=False)
@@ -106,18 +147,76 @@ class FeedForward(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class Layer(nn.Module):
+class Qwen3Layer(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, dropout: float) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.n_embd, NORM_EPS)
-        self.self_attn = Attention(config, layer, dropout)
-        self.post_attention_layernorm = RMSNorm(config.n_embd, NORM_EPS)
-        self.mlp = FeedForward(config)
+        self.input_layernorm = RMSNorm(config.n_embd, RMS_NORM_EPS)
+        self.self_attn = Qwen3Attention(config, layer, dropout)
+        self.post_attention_layernorm = RMSNorm(config.n_embd, RMS_NORM_EPS)
+        self.mlp = SwiGLU(config)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles, cache: Cache | None) -> Tensor:
         x = x + self.dropout(self.self_attn(self.input_layernorm(x), angles, cache))
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
+
+
+# --- gpt2 ------------------------------------------------------------------------------------------------
+
+
+class Conv1D(nn.Module):
+    """A linear layer whose weights are (in, out), as GPT-2 has them."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_in, n_out))
+        self.bias = nn.Parameter(torch.zeros(n_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.t(), self.bias)
+
+
+class GPT2Attention(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int, dropout: float) -> None:
+        super().__init__()
+        self.config, self.layer, self.dropout = config, layer, dropout
+        self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
+        heads = *x.shape[:2], self.config.n_head, self.config.head_dim
+        q, k, v = (part.view(heads) for part in self.c_attn(x).chunk(3, dim=-1))  # (B, T, H, D)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        if cache is not None:
+            k, v = cache.add(self.layer, k, v)
+        return self.c_proj(attend(q, k, v, self.dropout if self.training else 0.0))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.c_fc = Conv1D(config.n_embd, config.n_hidden)
+        self.c_proj = Conv1D(config.n_hidden, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class GPT2Layer(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int, dropout: float) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, LAYER_NORM_EPS)
+        self.attn = GPT2Attention(config, layer, dropout)
+        self.ln_2 = nn.LayerNorm(config.n_embd, LAYER_NORM_EPS)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
+        x = x + self.dropout(self.attn(self.ln_1(x), cache))
+        return x + self.dropout(self.mlp(self.ln_2(x)))
+
+
+# --- both ------------------------------------------------------------------------------------------------
 
 
 class GPT(nn.Module):
@@ -126,53 +225,81 @@ class GPT(nn.Module):
     def __init__(self, config: ModelConfig, dropout: float = 0.0) -> None:
         super().__init__()
         self.config = config
-        self.model = nn.ModuleDict(
-            {
-                "embed_tokens": nn.Embedding(config.vocab_size, config.n_embd),
-                "layers": nn.ModuleList(Layer(config, layer, dropout) for layer in range(config.n_layer)),
-                "norm": RMSNorm(config.n_embd, NORM_EPS),
-            }
-        )
         self.dropout = nn.Dropout(dropout)
-        for name, weight in self.named_parameters():
-            if weight.ndim == 2:
-                # What is added to the residual stream starts smaller the deeper the model is, as in GPT-2.
-                is_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(weight, std=INIT_STD / (2 * config.n_layer) ** 0.5 if is_residual else INIT_STD)
+        embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        if config.type == "gpt2":
+            self.transformer = nn.ModuleDict(
+                {
+                    "wte": embedding,
+                    "wpe": nn.Embedding(config.block_size, config.n_embd),
+                    "h": nn.ModuleList(GPT2Layer(config, layer, dropout) for layer in range(config.n_layer)),
+                    "ln_f": nn.LayerNorm(config.n_embd, LAYER_NORM_EPS),
+                }
+            )
+        else:
+            self.model = nn.ModuleDict(
+                {
+                    "embed_tokens": embedding,
+                    "layers": nn.ModuleList(Qwen3Layer(config, layer, dropout) for layer in range(config.n_layer)),
+                    "norm": RMSNorm(config.n_embd, RMS_NORM_EPS),
+                }
+            )
 
-    def forward(self, tokens: Tensor, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """Logits (B, T, V) of the token after each of tokens (B, T).
+    def forward(self, tokens: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
+        """Logits (B, T, V) of the token after each of tokens (B, T) at positions (B, T) or (1, T).
 
-        `positions`, (B, T) or (1, T), are 0, 1, 2, ... where they are not given. With a cache, tokens follow
-        those in it: many into an empty one, then one at a time.
+        gpt2 knows positions below block_size alone. With a cache, tokens follow those in it: many into an empty
+        one, then one at a time.
         """
-        start = cache.length if cache else 0
         T = tokens.shape[1]
-        assert start == 0 or T == 1, "behind a filled cache the mask would be wrong"
-        if positions is None:
-            positions = torch.arange(start, start + T, device=tokens.device)[None]
-        angles = rotary_angles(positions, self.config)
-        x = self.dropout(self.model["embed_tokens"](tokens))  # (B, T, C)
-        for layer in self.model["layers"]:
-            x = layer(x, angles, cache)
-        if cache:
+        assert cache is None or cache.length == 0 or T == 1, "behind a filled cache the mask would be wrong"
+        if self.config.type == "gpt2":
+            embedding, norm = self.transformer["wte"], self.transformer["ln_f"]
+            x = self.dropout(embedding(tokens) + self.transformer["wpe"](positions))  # (B, T, C)
+            for layer in self.transformer["h"]:
+                x = layer(x, cache)
+        else:
+            embedding, norm = self.model["embed_tokens"], self.model["norm"]
+            x = self.dropout(embedding(tokens))  # (B, T, C)
+            angles = rotary_angles(positions, self.config)
+            for layer in self.model["layers"]:
+                x = layer(x, angles, cache)
+        if cache is not None:
             cache.length += T
-        return F.linear(self.model["norm"](x), self.model["embed_tokens"].weight)
+        return F.linear(norm(x), embedding.weight)
 
     def parameter_count(self) -> int:
         return sum(weight.numel() for weight in self.parameters())
 
 
-def pick_device() -> str:
-    """cuda, mps or cpu: the fastest there is."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def build_model(config: ModelConfig, dropout: float = 0.0) -> GPT:
+    """A model with the random weights that training begins with, drawn as GPT-2's."""
+    model = GPT(config, dropout)
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2:
+            # What is added to the residual stream starts smaller the deeper the model is.
+            is_residual = name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight"))
+            nn.init.normal_(weight, std=INIT_STD / (2 * config.n_layer) ** 0.5 if is_residual else INIT_STD)
+    return model
 
 
-def fast_bf16(device: str) -> bool:
-    """Whether bfloat16 matrix products are faster than float32 there: any recent GPU, CPUs with the instructions."""
-    if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported()
-    abilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.13 and later
-    return device == "cpu" and (abilities.get("avx512_bf16", False) or abilities.get("amx_bf16", False))
+def flops_per_token(config: ModelConfig) -> float:
+    """Operations of a training step, forward and backward, for a token of a full block.
+
+    6 N + 12 L C T as in PaLM's appendix B (arXiv 2204.02311): N parameters without position embeddings, L layers
+    C wide, T tokens a block.
+    """
+    with torch.device("meta"):
+        parameters = GPT(config).parameter_count()
+    if config.type == "gpt2":
+        parameters -= config.block_size * config.n_embd
+    return 6.0 * parameters + 12.0 * config.n_layer * config.n_embd * config.block_size
+
+
+def set_dropout(model: nn.Module, dropout: float) -> None:
+    """Drop this share of activations in training."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+        elif isinstance(module, Qwen3Attention | GPT2Attention):
+            module.dropout = dropout

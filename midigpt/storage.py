@@ -18,6 +18,7 @@ from midigpt.files import UserError, install
 
 TEMPORARY = ".midigpt.tmp"  # a folder in a local one, for files that have not got their name yet
 READ_AT_ONCE = 32  # objects asked for at the same time
+UNREADABLE = "can't be read"  # as the reason of a refusal; it may pass
 
 
 @dataclass(frozen=True)

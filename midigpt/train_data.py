@@ -1,4 +1,4 @@
-"""Documents -> train.bin and val.bin, and from there to batches.
+"""Documents -> train.bin and val.bin, and reading them.
 
 train/train.bin and train/val.bin are plain little-endian uint16 tokens without a header. Beside each lies
 NAME.docs.npy, int64 of shape (D, 2): for each document the position of its start token and that of its
@@ -44,22 +44,20 @@ class Counts:
     notes: int
 
 
-def make_train_bin(root: Path, split: Split, processes: int = 1) -> tuple[Counts, Counts]:
+def make_train_bin(
+    root: Path, split: Split, processes: int = 1, init_from: Path | None = None
+) -> tuple[Counts, Counts]:
     """Pack all documents as tokens; returns the counts of the training and of the validation side.
 
-    The same documents, tokenizer and split give the same bytes. Raises UserError where something is missing
-    or the tokenizer was learned with another split, and so from songs that would be held out.
+    The tokens are those of the working folder's tokenizer, or of the checkpoint `init_from`. The same documents,
+    tokenizer and split give the same bytes. Raises UserError where something is missing or the working folder's
+    tokenizer was learned with another split, and so from songs that would be held out.
     """
-    tokenizer, tokenizer_meta = load_tokenizer(root)
-    learned = Split(tokenizer_meta["val_fraction"], tokenizer_meta["seed"])
-    if split != learned:
-        flags = f"--val-fraction {split.val_fraction} --seed {split.seed}"
-        raise UserError(
-            f"the tokenizer was learned with --val-fraction {learned.val_fraction} --seed {learned.seed} and has seen"
-            f' songs that would now be held out; learn it again with: make tokenizer ARGS="{flags}"'
-        )
+    path = init_from / "tokenizer.json" if init_from else tokenizer_path(root)
+    tokenizer = _tokenizer_of(init_from) if init_from else _tokenizer_learned_with(root, split)
+    sha256 = file_sha256(path)
     folder = root / "train"
-    pack = partial(pack_songs, root=root, split=split)
+    pack = partial(pack_songs, root=root, split=split, tokenizer_json=path, sha256=sha256)
     with (
         _writer(folder, "train") as train,
         _writer(folder, "val") as val,
@@ -75,7 +73,7 @@ def make_train_bin(root: Path, split: Split, processes: int = 1) -> tuple[Counts
         folder / "meta.json",
         {
             "language": LANGUAGE,
-            "tokenizer": tokenizer_meta["sha256"],
+            "tokenizer": sha256,
             "vocab_size": tokenizer.get_vocab_size(),
             **asdict(split),
             "train": asdict(counts[0]),
@@ -85,9 +83,30 @@ def make_train_bin(root: Path, split: Split, processes: int = 1) -> tuple[Counts
     return counts
 
 
+def _tokenizer_learned_with(root: Path, split: Split) -> Tokenizer:
+    tokenizer, meta = load_tokenizer(root)
+    learned = Split(meta["val_fraction"], meta["seed"])
+    if split != learned:
+        flags = f"--val-fraction {split.val_fraction} --seed {split.seed}"
+        raise UserError(
+            f"the tokenizer was learned with --val-fraction {learned.val_fraction} --seed {learned.seed} and has seen"
+            f' songs that would now be held out; learn it again with: make tokenizer ARGS="{flags}"'
+        )
+    return tokenizer
+
+
+def _tokenizer_of(checkpoint: Path) -> Tokenizer:
+    path, run = checkpoint / "tokenizer.json", checkpoint / "run.json"
+    if not path.exists() or not run.exists():
+        raise UserError(f"{checkpoint} is not a checkpoint of midigpt; give a folder like train/runs/NAME/best")
+    if (language := read_json(run)["language"]) != LANGUAGE:
+        raise UserError(f"{checkpoint} speaks another language ({language}) than this version ({LANGUAGE})")
+    return Tokenizer.from_file(str(path))
+
+
 @dataclass(frozen=True)
 class Task:
-    """Songs to pack together: some, or those of a shard."""
+    """Songs to pack together: some, or all of a shard."""
 
     number: int
     songs: tuple[Song, ...]
@@ -105,37 +124,53 @@ class Packed:
 
 def _tasks(chosen: Iterable[Song]) -> Iterator[Task]:
     number = count()
-    for _, some in groupby(chosen, key=lambda song: song.shard):
-        while part := tuple(islice(some, SONGS_AT_ONCE)):
+    for shard, some in groupby(chosen, key=lambda song: song.shard):
+        most = SONGS_AT_ONCE if shard is None else None  # a shard can only be read whole: once, in one task
+        while part := tuple(islice(some, most)):
             yield Task(next(number), part)
 
 
 def _in_order(
-    tasks: Iterable[Task], pack: Callable[[Task], tuple[Packed, Packed]], processes: int
+    tasks: Iterable[Task], pack: Callable[[Task], list[tuple[Packed, Packed]]], processes: int
 ) -> Iterator[tuple[Packed, Packed]]:
     """The results of tasks in their order, whoever is done first."""
     if processes == 1:
-        yield from map(pack, tasks)
+        for task in tasks:
+            yield from pack(task)
         return
-    early: dict[int, tuple[Packed, Packed]] = {}
+    early: dict[int, list[tuple[Packed, Packed]]] = {}
     due = 0
     for task, result in workers.run(pack, tasks, processes):
         if isinstance(result, workers.Died):
             raise UserError(f"a worker died while it packed songs ({result}); try fewer: --workers 1")
         early[task.number] = result
         while due in early:
-            yield early.pop(due)
+            yield from early.pop(due)
             due += 1
 
 
-def pack_songs(task: Task, root: Path, split: Split) -> tuple[Packed, Packed]:
-    """The training and the validation side of some songs. A process remembers the lines it has encoded."""
+def pack_songs(
+    task: Task, root: Path, split: Split, tokenizer_json: Path, sha256: str
+) -> list[tuple[Packed, Packed]]:
+    """The training and the validation side of a task's songs, a few songs at a time.
+
+    A process remembers the lines it has encoded.
+    """
     if multiprocessing.parent_process():
         os.environ["RAYON_NUM_THREADS"] = "1"  # the other cores have workers of their own
+    encode = _encoder(tokenizer_json, sha256)
+    coming = read_songs(root, task.songs)
+    packed = []
+    while some := list(islice(coming, SONGS_AT_ONCE)):  # lines take far more memory than their tokens
+        packed.append(_pack(some, encode, split))
+    return packed
+
+
+def _pack(some: Iterable[tuple[Song, list[str]]], encode: LineEncoder, split: Split) -> tuple[Packed, Packed]:
     lines: tuple[list[str], list[str]] = [], []
     begins: tuple[list[int], list[int]] = [], []  # where in these lines each document begins
     songs_of, notes = [0, 0], [0, 0]
-    for song, texts in read_songs(root, task.songs):
+    for song, texts in some:
         side = int(split.is_val(song))
         songs_of[side] += 1
         for number, text in enumerate(texts, start=1):
@@ -146,7 +181,7 @@ def pack_songs(task: Task, root: Path, split: Split) -> tuple[Packed, Packed]:
             notes[side] += body.count("|")
     packed = []
     for side in (0, 1):
-        tokens, lengths = _encoder(tokenizer_path(root), file_sha256(tokenizer_path(root)))(lines[side])
+        tokens, lengths = encode(lines[side])
         position = np.append(0, np.cumsum(lengths))  # of each line
         first = np.array(begins[side], np.int64)
         docs = np.stack([position[first], position[first + 2]], axis=1)
@@ -233,7 +268,7 @@ def open_tokens(path: Path) -> Tokens:
         raise UserError(f"{path} does not exist yet; make it with: {make(path.parents[1], 'train-bin')}")
     if path.stat().st_size == 0:
         return np.empty(0, DTYPE)
-    return np.memmap(path, DTYPE, mode="r")
+    return np.memmap(path, DTYPE, mode="c")  # copy on write: what torch takes without complaint; nobody writes
 
 
 @dataclass(frozen=True)
@@ -243,6 +278,11 @@ class Side:
     tokens: Tokens  # (N,)
     docs: IntArray  # (D, 2) start of the document, first token after its header; ascending
     notes: int
+
+    @property
+    def ends(self) -> IntArray:
+        """(D,) where each document ends."""
+        return np.append(self.docs[:, 0], len(self.tokens))[1:]
 
 
 def load_side(root: Path, name: str) -> tuple[Side, dict[str, Any]]:
@@ -265,74 +305,9 @@ def load_side(root: Path, name: str) -> tuple[Side, dict[str, Any]]:
     return Side(tokens, docs, meta[name]["notes"]), meta
 
 
-def _ends(side: Side) -> IntArray:
-    """(D,) where each document ends."""
-    return np.append(side.docs[:, 0], len(side.tokens))[1:]
-
-
 def line_tokens(side: Side) -> Tokens:
     """The tokens that the measure counts: those of lines, without starts and headers."""
     mask = np.zeros(len(side.tokens) + 1, np.int64)
     np.add.at(mask, side.docs[:, 1], 1)
-    np.add.at(mask, _ends(side), -1)
+    np.add.at(mask, side.ends, -1)
     return side.tokens[np.cumsum(mask[:-1]) > 0]
-
-
-def evaluation_windows(side: Side, block_size: int) -> list[tuple[int, int, int]]:
-    """Windows (start, end, counted) that read every document from its start and count every line token once.
-
-    A window's inputs are tokens [start, end - 1), its targets [start + 1, end), of which those at or after
-    `counted` count. Documents longer than a block go on in windows half a block further, so that a counted
-    target has at least half a block before it. Ordered by length, so that batches need little padding.
-    """
-    windows = []
-    for (start, counted), end in zip(side.docs.tolist(), _ends(side).tolist(), strict=True):
-        while counted < end:
-            stop = min(start + block_size + 1, end)
-            if counted < stop:
-                windows.append((start, stop, counted))
-            start, counted = start + max(block_size // 2, 1), max(counted, stop)
-    return sorted(windows, key=lambda window: (window[1] - window[0], window))
-
-
-# --- batches ---------------------------------------------------------------------------------------------
-
-
-class Batches:
-    """Training batches as a pure function of the step.
-
-    Each epoch puts the documents into a new order, end to end; the epochs follow one another in one endless
-    stream, cut into windows without gap. So every token is a target exactly once an epoch, and nothing is
-    thrown away.
-    """
-
-    def __init__(self, side: Side, batch_size: int, block_size: int, seed: int) -> None:
-        self.side, self.batch_size, self.block_size, self.seed = side, batch_size, block_size, seed
-        self._lengths = _ends(side) - side.docs[:, 0]
-        self._epoch = -1  # of the order at hand
-
-    def __call__(self, step: int) -> tuple[IntArray, IntArray]:
-        """Inputs and targets of a step, each of shape (batch_size, block_size)."""
-        window = self.batch_size * self.block_size
-        stream = self._read(step * window, (step + 1) * window + 1)
-        shape = self.batch_size, self.block_size
-        return stream[:-1].reshape(shape), stream[1:].reshape(shape)
-
-    def _read(self, start: int, end: int) -> IntArray:
-        """Tokens [start, end) of the endless stream."""
-        length = len(self.side.tokens)
-        parts = []
-        for epoch in range(start // length, (end - 1) // length + 1):
-            self._arrange(epoch)
-            at = np.arange(max(start - epoch * length, 0), min(end - epoch * length, length))
-            place = np.searchsorted(self._begins, at, side="right") - 1  # which document of the epoch
-            parts.append(self.side.tokens[self.side.docs[self._order[place], 0] + at - self._begins[place]])
-        return np.concatenate(parts).astype(np.int64)
-
-    def _arrange(self, epoch: int) -> None:
-        """Set the epoch's order of documents, (D,), and where each begins in the epoch, (D,)."""
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.side.docs))
-            lengths = self._lengths[self._order]
-            self._begins = np.cumsum(lengths) - lengths

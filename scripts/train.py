@@ -1,302 +1,459 @@
-"""Train a GPT on train/train.bin. The run is the folder train/runs/NAME/: latest/, best/, metrics.jsonl.
+"""Train a GPT on train/train.bin. The run is the folder train/runs/NAME/: latest/, best/, takes/, metrics.jsonl.
 
-Ctrl-C saves and ends; the same command goes on where it stopped.
-
-Example: python scripts/train.py --run waltzes --max-steps 3000 --model.n-layer 6
+Ctrl-C saves and ends; the same command goes on where it stopped. Examples:
+  python scripts/train.py --config small --minutes 60
+  torchrun --standalone --nproc-per-node 4 -- scripts/train.py --config base --epochs 8
+  python scripts/train.py --init-from train/runs/default/best --epochs 10 --run mine
 """
 
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+import time
+from dataclasses import asdict, replace
+from typing import Any
 
-from midigpt.files import UserError, parse_arguments
+from midigpt.config import as_table, from_table, load_preset, parse_config
+from midigpt.files import UserError, append_line, make, read_json, write_text
+from midigpt.settings import Config, validate
 
+BEGUN = time.perf_counter()
 
-@dataclass(frozen=True)
-class Shape:
-    n_layer: int = 4
-    """Layers."""
-    n_head: int = 4
-    """Attention heads a layer."""
-    n_embd: int = 192
-    """Width; a multiple of 2 * n_head."""
-    block_size: int = 256
-    """Tokens the model sees at once."""
+EPOCHS, MINUTES = 20.0, 30.0  # where no length is given
+LENGTHS = {"max_steps", "epochs", "minutes"}
+GRAD_CLIP = 1.0  # the largest norm of the gradient
+TRIAL_STEPS = 3  # to find the speed
+SAVE_SECONDS = 300  # between savings of latest/, so that a power cut costs minutes
+EXPLODED = 1.5  # nats per token above the best so far: a run that has gone wrong
+TAKE_NOTES = 64  # of the take at each evaluation
 
-
-@dataclass(frozen=True)
-class Config:
-    root: Path = Path()
-    """The working folder."""
-    run: str = "default"
-    """Name of the run; one that exists is gone on with."""
-    model: Shape = field(default_factory=Shape)
-    """The model's shape."""
-    max_steps: int = 2000
-    """Optimizer steps of the whole run."""
-    batch_size: int = 16
-    """Windows of block_size tokens a step."""
-    learning_rate: float = 2e-3
-    """The highest, after the warm-up; from there it falls in a line to zero."""
-    warmup_steps: int = 100
-    """Steps in which the learning rate rises in a line."""
-    weight_decay: float = 0.1
-    """AdamW's, on matrices alone."""
-    dropout: float = 0.1
-    """Share of activations dropped in training; small corpora need more."""
-    grad_clip: float = 1.0
-    """The largest norm of the gradient."""
-    eval_interval: int = 200
-    """Steps between evaluations on the whole of val.bin, after each of which a checkpoint is saved."""
-    log_interval: int = 20
-    """Steps between lines of the log."""
-    seed: int = 0
-    """Of the first weights, the order of documents and dropout."""
-    device: str | None = None
-    """cuda, mps or cpu; by itself the fastest there is."""
-
-
-config = parse_arguments(Config, __doc__)
-shape = config.model
-for name in ("max_steps", "batch_size", "eval_interval", "log_interval"):
-    if getattr(config, name) < 1:
-        raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)} must be at least 1")
-for name in ("n_layer", "n_head", "n_embd", "block_size"):
-    if getattr(shape, name) < 1:
-        raise UserError(f"--model.{name.replace('_', '-')} {getattr(shape, name)} must be at least 1")
-if config.seed < 0 or not 0 <= config.dropout < 1:
-    raise UserError("--seed must be 0 or more, --dropout from 0 to below 1")
-if shape.n_embd % (2 * shape.n_head):
-    raise UserError(f"--model.n-embd {shape.n_embd} is not a multiple of twice --model.n-head {shape.n_head}")
+config = parse_config(Config, __doc__)
+validate(config)
 
 # Arguments are read; now what takes seconds to import.
+import copy
 import json
 import math
+import os
 import signal
-import time
+import sys
 from contextlib import nullcontext
+from types import FrameType
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from midigpt.checkpoint import (
-    find_checkpoint,
-    load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
+from midigpt.batches import Batches
+from midigpt.checkpoint import find_checkpoint, load_checkpoint, load_state, save_checkpoint
+from midigpt.devices import device_name, fast_bf16, keep_freed_memory, peak_flops, pick_device
+from midigpt.evaluate import Evaluation, unigram_bits_per_note
+from midigpt.generate import Drawing, compose
+from midigpt.loggers import open_loggers
+from midigpt.midi import write_midi
+from midigpt.model import ModelConfig, build_model, flops_per_token, set_dropout
+from midigpt.optimizer import groups, make_optimizers, optimizer_state, restore_optimizer_state
+from midigpt.plan import (
+    averaging_weight,
+    choose_preset,
+    is_decaying,
+    learning_rate_factor,
+    regularisation,
+    steps_between_evaluations,
+    steps_that_fit,
 )
-from midigpt.files import make, write_text
-from midigpt.model import GPT, ModelConfig, fast_bf16, pick_device
 from midigpt.tokenizer import file_sha256, tokenizer_path
-from midigpt.train_data import Batches, evaluation_windows, line_tokens, load_side
+from midigpt.train_data import load_side
 
-# --- data ------------------------------------------------------------------------------------------------
+# --- processes and device --------------------------------------------------------------------------------
 
-train, meta = load_side(config.root, "train")
-val, _ = load_side(config.root, "val")
-tokenizer_json = tokenizer_path(config.root)
-if not tokenizer_json.exists() or file_sha256(tokenizer_json) != meta["tokenizer"]:
-    raise UserError(
-        f"train.bin was made with another tokenizer than {tokenizer_json};"
-        f" make it again with: {make(config.root, 'train-bin')}"
-    )
-if not len(train.tokens):
-    raise UserError(f"{config.root / 'train' / 'train.bin'} is empty; all songs are held out")
-batch = Batches(train, config.batch_size, shape.block_size, config.seed)
-windows = evaluation_windows(val, shape.block_size)
-
-# --- model and optimizer ---------------------------------------------------------------------------------
-
+rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # as torchrun sets them
+is_first = rank == 0  # prints and saves
 device = config.device or pick_device()
 if device.partition(":")[0] not in ("cpu", pick_device()):
     raise UserError(f"--device {device} is not to be had here; {pick_device()} is")
 on_cuda = device.startswith("cuda")
-torch.manual_seed(config.seed)
+if world > 1:
+    if on_cuda:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if on_cuda else "gloo")
 torch.set_float32_matmul_precision("high")
-model_config = ModelConfig(
-    vocab_size=meta["vocab_size"],
-    block_size=shape.block_size,
-    n_layer=shape.n_layer,
-    n_head=shape.n_head,
-    n_embd=shape.n_embd,
-    n_hidden=math.ceil(shape.n_embd * 8 / 3 / 32) * 32,  # as many weights as a plain feed-forward of 4 * n_embd
-)
-model = GPT(model_config, config.dropout).to(device)
-optimizer = torch.optim.AdamW(
-    [
-        {"params": [p for p in model.parameters() if p.ndim == 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
-    ],
-    lr=config.learning_rate,
-    betas=(0.9, 0.99),  # nanoGPT's for small batches
-    fused=True,
-)
 autocast = torch.autocast(device.split(":")[0], torch.bfloat16) if fast_bf16(device) else nullcontext()
+keep_freed_memory()
 
-# --- go on with a run, or begin one ----------------------------------------------------------------------
+
+def summed(*values: float) -> list[float]:
+    """Each value summed over all processes, which meet here."""
+    if world == 1:
+        return [*values]
+    together = torch.tensor(values, dtype=torch.float64, device=device if on_cuda else "cpu")
+    dist.all_reduce(together)
+    return together.tolist()
+
+
+def say(line: str) -> None:
+    if is_first:
+        tqdm.write(line)
+
+
+# --- data ------------------------------------------------------------------------------------------------
+
+train, meta = load_side(config.root, "train")
+val = load_side(config.root, "val")[0]
+tokenizer_json = config.init_from / "tokenizer.json" if config.init_from else tokenizer_path(config.root)
+if not tokenizer_json.exists() or file_sha256(tokenizer_json) != meta["tokenizer"]:
+    flags = f' ARGS="--init-from {config.init_from}"' if config.init_from else ""
+    raise UserError(
+        f"train.bin was made with another tokenizer than {tokenizer_json};"
+        f" make it again with: {make(config.root, 'train-bin')}{flags}"
+    )
+tokenizer = Tokenizer.from_file(str(tokenizer_json))
+largest = max(side.tokens.max(initial=0) for side in (train, val))
+if tokenizer.get_vocab_size() != meta["vocab_size"] or largest >= meta["vocab_size"]:
+    raise UserError(
+        f"train.bin or val.bin holds other tokens than the {meta['vocab_size']} that train/meta.json names;"
+        f" make them again with: {make(config.root, 'train-bin')}"
+    )
+
+# --- the configuration, completed ------------------------------------------------------------------------
 
 run_folder = config.root / "train" / "runs" / config.run
-metrics_file = run_folder / "metrics.jsonl"
-# What must stay as it was for a run to go on, in the words of a refusal.
-fixed = {
-    "another tokenizer": meta["tokenizer"],
-    "other songs": [meta["train"], meta["val"]],
-    f"another shape than {' '.join(f'{name}={value}' for name, value in asdict(shape).items())}": asdict(shape),
-    f"another batch size than {config.batch_size}": config.batch_size,
-    f"another seed than {config.seed}": config.seed,
-}
-first_step = 0
-best: dict[str, float] | None = None  # the record of the best evaluation
 latest = find_checkpoint(run_folder / "latest")
+then: dict[str, Any] = read_json(latest / "run.json") if latest else {}  # when that was saved
+origin = load_checkpoint(config.init_from)[0] if config.init_from and not latest else None
+if config.config:
+    why = f"as --config {config.config} says"
+elif latest:
+    config, why = parse_config(Config, __doc__, from_table(Config, then["config"], str(latest))), "as it was begun"
+elif origin:
+    table = {"model": {name: value for name, value in asdict(origin.config).items() if name in asdict(config.model)}}
+    config, why = parse_config(Config, __doc__, from_table(Config, table, "")), f"as {config.init_from} has it"
+else:
+    preset, reason = choose_preset(len(train.tokens), device.partition(":")[0])
+    config, why = parse_config(Config, __doc__, load_preset(Config, preset)), f"--config {preset}: {reason}"
+validate(config)
+shape = config.model
+if given := {name for name in LENGTHS if any(arg.replace("-", "_").startswith(f"__{name}") for arg in sys.argv[1:])}:
+    rest: dict[str, Any] = dict.fromkeys(LENGTHS - given)
+    config = replace(config, **rest)
+elif not any(getattr(config, name) for name in LENGTHS):
+    config = replace(config, epochs=EPOCHS, minutes=MINUTES)
+if len(train.tokens) <= shape.block_size:
+    raise UserError(
+        f"{config.root / 'train' / 'train.bin'} has {len(train.tokens)} tokens, no more than one block of"
+        f" {shape.block_size}; add music, or train on shorter blocks: --model.block-size"
+    )
+if config.batch_size % (world * (config.micro_batch_size or 1)):
+    raise UserError(
+        f"--batch-size {config.batch_size} is not a multiple of {world} processes times --micro-batch-size"
+        f" {config.micro_batch_size or 1}"
+    )
+differences = {  # what must stay as it was for a run to go on, in the words of a refusal
+    "another tokenizer": lambda run: run["data"]["tokenizer"],
+    "other songs": lambda run: [run["data"]["train"], run["data"]["val"]],
+    f"another shape than {shape}": lambda run: run["config"]["model"],
+    f"another batch size than {config.batch_size}": lambda run: run["config"]["batch_size"],
+    f"another seed than {config.seed}": lambda run: run["config"]["seed"],
+}
+for difference, part in differences.items():
+    if then and part(then) != part({"data": meta, "config": as_table(config)}):
+        raise UserError(f"{run_folder} was begun with {difference}; begin a new run with --run NAME")
+
+# --- model and optimizers --------------------------------------------------------------------------------
+
+model_config = ModelConfig(
+    **asdict(shape) | {"n_kv_head": shape.n_kv_head or shape.n_head},
+    vocab_size=meta["vocab_size"],
+    # as many weights as a plain feed-forward of 4 * n_embd, or just that
+    n_hidden=math.ceil(shape.n_embd * 8 / 3 / 32) * 32 if shape.type == "qwen3" else 4 * shape.n_embd,
+)
+torch.manual_seed(config.seed)
+model = build_model(model_config).to(device)
+if origin:
+    if origin.config != model_config:
+        raise UserError(f"{config.init_from} has another shape than the flags ask for: {origin.config}")
+    model.load_state_dict(origin.state_dict())
+average = copy.deepcopy(model).requires_grad_(False).eval()  # of the weights, over the last steps
+stepped: torch.nn.Module = torch.compile(model) if config.compile or (config.compile is None and on_cuda) else model
+if world > 1:
+    stepped = DistributedDataParallel(stepped, device_ids=[device] if on_cuda else None)
+
+batch = Batches(train, config.batch_size, shape.block_size, config.seed, device)
+tokens_per_step = config.batch_size * shape.block_size
+rows = config.batch_size // world  # of a batch, that this process takes
+micro = min(config.micro_batch_size or rows, rows)
+
+
+def forward_backward(step: int) -> Tensor:
+    """Add the gradient of a step's batch to the weights'; its loss in nats per token, of this process's rows."""
+    x, y = (part[rank * rows : (rank + 1) * rows] for part in batch(step))
+    positions = torch.arange(shape.block_size, device=device)[None]
+    total = torch.zeros((), device=device)
+    for first in range(0, rows, micro):
+        last = first + micro >= rows
+        with nullcontext() if last or world == 1 else stepped.no_sync():
+            with autocast:
+                logits = stepped(x[first : first + micro], positions)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), y[first : first + micro].flatten()) * (micro / rows)
+            loss.backward()
+        total += loss.detach()
+    return total
+
+
+# --- how long, and what follows from it ------------------------------------------------------------------
+
+evaluation = Evaluation(val, tokenizer, shape.block_size) if val.notes else None
+tokens_to_evaluate = evaluation.tokens_read if evaluation else 0
+wanted = [config.max_steps, config.epochs and math.ceil(config.epochs * len(train.tokens) / tokens_per_step)]
+most_steps = min((steps for steps in wanted if steps), default=sys.maxsize)
+step_seconds = evaluation_seconds = 0.0
+before: float = then.get("seconds", 0.0)  # that earlier starts of this run took
+
+
+def seconds() -> float:
+    """That the run has taken until now."""
+    return before + time.perf_counter() - BEGUN
+
+
+def planned(done: int, eval_interval: int) -> int:
+    """The step at which the run is to end, as all processes agree."""
+    if config.minutes is None:
+        return most_steps
+    seconds_left = config.minutes * 60 - seconds()
+    fit = min(steps_that_fit(done, seconds_left, step_seconds, eval_interval, evaluation_seconds), most_steps)
+    return int(summed(fit if is_first else 0)[0])
+
+
+first_step: int = then.get("step", 0)
+if config.minutes is not None:  # how fast is it? Gradients of this trial are thrown away
+    for _ in range(TRIAL_STEPS + 1):
+        started = time.perf_counter()
+        forward_backward(first_step).item()
+        step_seconds = time.perf_counter() - started  # of the last; the first may compile
+    evaluation_seconds = 2 / 3 * tokens_to_evaluate / tokens_per_step * step_seconds
+    model.zero_grad(set_to_none=True)
+eval_interval: int = config.eval_interval or then.get("eval_interval", 0)
+max_steps = planned(first_step, eval_interval or sys.maxsize)
+if not eval_interval:
+    eval_interval = steps_between_evaluations(max_steps, tokens_per_step, tokens_to_evaluate)
+    max_steps = planned(first_step, eval_interval)
+if first_step > max_steps:
+    raise UserError(f"{run_folder} has made {first_step} steps already; ask for more, or for a new --run NAME")
+epochs = max_steps * tokens_per_step / len(train.tokens)
+dropout, weight_decay = regularisation(epochs)
+dropout = dropout if config.dropout is None else config.dropout
+weight_decay = weight_decay if config.weight_decay is None else config.weight_decay
+config = replace(config, dropout=dropout, weight_decay=weight_decay)
+set_dropout(model, dropout)
+optimizers = make_optimizers(model, config.learning_rate, config.adam_learning_rate, weight_decay)
+
+# --- go on with the run, or begin it ---------------------------------------------------------------------
+
+metrics_file = run_folder / "metrics.jsonl"
+best: dict[str, Any] | None = then.get("best")  # the record of the best evaluation
+lowest: float = then.get("lowest_loss", math.inf)  # of training, over an interval of the log
 if latest:
-    saved, tokenizer, state = load_checkpoint(latest)
-    for (difference, now), then in zip(fixed.items(), state["fixed"], strict=True):
-        if now != then:
-            raise UserError(f"{run_folder} was begun with {difference}; begin a new run with --run NAME")
-    if state["step"] > config.max_steps:
-        raise UserError(f"{run_folder} has made {state['step']} steps already; ask for more, or for a new --run NAME")
-    model.load_state_dict(saved.state_dict())
-    restore_optimizer(latest, model, optimizer)
-    first_step, best = state["step"], state["best"]
-# Lines of steps that a kill has lost go, as they will be written again; so does a line it has cut short.
-old_lines = metrics_file.read_text().splitlines(keepends=True) if metrics_file.exists() else []
-kept = [line for line in old_lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
-write_text(metrics_file, "".join(kept))
-
-# --- evaluation ------------------------------------------------------------------------------------------
+    model.load_state_dict(load_checkpoint(latest)[0].state_dict())
+    state = load_state(latest)
+    average.load_state_dict({name: state.pop(f"average.{name}") for name in average.state_dict()})
+    restore_optimizer_state(model, optimizers, state)
+unigram = unigram_bits_per_note(train, val, meta["vocab_size"]) if val.notes else None
+if is_first:
+    # Lines of steps that a kill has lost go, as they will be written again; so does a line it has cut short.
+    old_lines = metrics_file.read_text().splitlines(keepends=True) if metrics_file.exists() else []
+    kept = [line for line in old_lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
+    write_text(metrics_file, "".join(kept))
+loggers = open_loggers(config.logger, run_folder, config.run, as_table(config), first_step) if is_first else []
 
 
-def nats_of_unigram() -> float:
-    """Code length of val's lines under the frequencies of train's: what any model must beat."""
-    frequency = np.bincount(line_tokens(train), minlength=meta["vocab_size"]) + 1.0
-    return float(-np.log(frequency / frequency.sum())[line_tokens(val)].sum())
+def save(name: str, weights: str, step: int, evaluated: dict[str, Any] | None) -> None:
+    run = {
+        "step": step,
+        "max_steps": max_steps,
+        "tokens_seen": step * tokens_per_step,
+        "epochs": step * tokens_per_step / len(train.tokens),
+        "weights": weights,
+        "evaluation": evaluated,
+        "unigram_bits_per_note": unigram,
+        "data": meta,
+        "config": as_table(config),
+        # for going on
+        "best": best,
+        "lowest_loss": lowest,
+        "eval_interval": eval_interval,
+        "seconds": seconds(),
+    }
+    state = optimizer_state(model, optimizers) | {f"average.{n}": weight for n, weight in average.state_dict().items()}
+    if not is_first:
+        return
+    if name == "latest":
+        save_checkpoint(run_folder / name, model, tokenizer_json, run, state)
+    else:
+        save_checkpoint(run_folder / name, average if weights == "average" else model, tokenizer_json, run)
 
 
-@torch.no_grad()
-def nats_of_model() -> float:
-    """Code length of val's lines under the model, every document read from its start."""
-    model.eval()
-    total = torch.zeros((), dtype=torch.float64)
-    for first in range(0, len(windows), config.batch_size):
-        rows = windows[first : first + config.batch_size]
-        longest = max(end - start for start, end, _ in rows) - 1
-        x = torch.zeros(len(rows), longest, dtype=torch.long)
-        y = torch.full((len(rows), longest), -100)  # -100: not counted
-        for row, (start, end, counted) in enumerate(rows):
-            tokens = torch.from_numpy(val.tokens[start:end].astype(np.int64))
-            x[row, : end - start - 1] = tokens[:-1]
-            skip = max(counted - start - 1, 0)
-            y[row, skip : end - start - 1] = tokens[1 + skip :]
-        with autocast:
-            logits = model(x.to(device))
-        total += F.cross_entropy(logits.flatten(0, 1).float(), y.to(device).flatten(), reduction="sum").double().cpu()
-    model.train()
-    return float(total)
+def fail_if_gone_wrong(loss: float, limit: float) -> None:
+    if not loss < limit:
+        safe = "nothing was saved yet" if saved_at is None else f"the last good checkpoint is {run_folder / 'latest'}"
+        raise UserError(
+            f"the loss is {loss:.3f} nats per token at step {done}, {lowest:.3f} at its best: the run has gone wrong;"
+            f" {safe}; begin a new --run with a smaller --learning-rate"
+        )
 
 
-val_tokens = len(line_tokens(val))
-unigram_bits = nats_of_unigram() / math.log(2) / val.notes if val.notes else math.nan
+def write_take(step: int, writer: torch.nn.Module) -> str | None:
+    """A take of the model as it is, as a file of the run; None while it can't write a line."""
+    path = run_folder / "takes" / f"step-{step:06d}.mid"
+    try:
+        score = compose(writer.eval(), tokenizer, Drawing(seed=config.seed + step), {}, TAKE_NOTES)
+    except UserError:
+        return None
+    finally:
+        writer.train()
+    path.parent.mkdir(exist_ok=True)
+    write_midi(score, path)
+    return str(path.relative_to(run_folder))
 
 
 # --- the loop --------------------------------------------------------------------------------------------
 
-
-def learning_rate(step: int) -> float:
-    """Up in a line, then down in a line to zero at max_steps (Bergsma et al. 2025, arXiv 2502.15938)."""
-    warm = min((step + 1) / max(config.warmup_steps, 1), 1.0)
-    return config.learning_rate * min(warm, (config.max_steps - step) / config.max_steps)
-
-
-def to_device(array: np.ndarray) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if on_cuda else tensor.to(device)
-
-
 stop = False
 
 
-def ask_to_stop(number: int, frame: object) -> None:
+def ask_to_stop(number: int, frame: FrameType | None) -> None:
     global stop
-    if stop:
+    if stop and number == signal.SIGINT:
         raise KeyboardInterrupt
     stop = True
-    tqdm.write("stopping after this step; once more to stop at once, without saving")
+    say("stopping after this step; once more to stop at once, without saving")
 
 
 signal.signal(signal.SIGINT, ask_to_stop)
 signal.signal(signal.SIGTERM, ask_to_stop)
 
-print(
-    f"train: {model.parameter_count() / 1e6:.2f} M parameters on {device}, {len(train.tokens)} tokens,"
-    f" {config.max_steps * config.batch_size * shape.block_size / len(train.tokens):.1f} epochs"
-    + (f", from step {first_step}" if first_step else ""),
-    flush=True,
+peak, peak_source = peak_flops(device)
+flops = flops_per_token(model_config)
+say(f"train: {shape.type} with {model.parameter_count() / 1e6:.2f} M parameters ({why}) on {device_name(device)}")
+say(
+    f"  {len(train.tokens):,} tokens; {max_steps} steps of {tokens_per_step:,} tokens, {epochs:.1f} epochs"
+    + (f", as many as fit into {config.minutes:g} minutes" if max_steps < most_steps else "")
+    + (f"; from step {first_step}" if first_step else "")
 )
-begun = logged = time.perf_counter()
-losses: list[Tensor] = []
-done = first_step
-bar = tqdm(
-    range(first_step, config.max_steps), "train", config.max_steps, initial=first_step, disable=None, unit="step"
-)
-for step in bar:
-    x, y = (to_device(array) for array in batch(step))
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step)
-    with autocast:
-        loss = F.cross_entropy(model(x).flatten(0, 1).float(), y.flatten())
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-    optimizer.step()
-    losses.append(loss.detach())
+say(f"  MFU is of {peak * world / 1e12:.1f} TFLOP/s, {peak_source}; a token takes {flops / 1e6:.1f} MFLOP")
 
-    done = step + 1
-    stopping = stop  # a signal from here on is for the next step
-    evaluates = done % config.eval_interval == 0 or done == config.max_steps
-    saves = evaluates or stopping
-    if done % config.log_interval and not saves:
+logged = time.perf_counter()
+saved_at = logged if latest else None
+losses: list[Tensor] = []  # since the last line of the log
+done = first_step
+bar = tqdm(desc="train", total=max_steps, initial=first_step, unit="step", disable=None if is_first else True)
+while done < max_steps:
+    factor = learning_rate_factor(done, max_steps, config.warmup_steps, config.decay)
+    for group in groups(optimizers):
+        group["lr"] = group["peak"] * factor
+    torch.manual_seed(np.random.SeedSequence([config.seed, done, rank]).generate_state(1)[0])  # dropout's
+    try:
+        loss = forward_backward(done)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{micro} windows at once don't fit into the memory of {device_name(device)}; take fewer:"
+            f" --micro-batch-size {max(micro // 2, 1)}, or a smaller --config"
+        ) from None
+    torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        torch._foreach_lerp_([*average.parameters()], [*model.parameters()], averaging_weight(done, max_steps))
+    losses.append(loss)
+    done += 1
+    bar.update()
+
+    evaluates = done % eval_interval == 0 or done == max_steps
+    meets = evaluates or done % config.log_interval == 0 or (stop and world == 1)
+    if not meets:
         continue
+    # Here all processes meet, and this one waits for its device.
+    so_far = torch.stack(losses)
+    loss_sum, worst_sum, stops = summed(so_far.mean().item(), so_far.max().item(), stop)
+    train_loss, worst, stopping = loss_sum / world, worst_sum / world, stops > 0
     now = time.perf_counter()
-    train_loss = torch.stack(losses).mean().item()
-    if not math.isfinite(train_loss):
-        raise UserError(f"the loss is {train_loss} at step {done}; go on with a smaller --learning-rate in a new --run")
-    speed = len(losses) * config.batch_size * shape.block_size / (now - logged)
-    left = (config.max_steps - done) * (now - begun) / (done - first_step)
-    line = f"step {done:6d}  train {train_loss:.4f} nats per token  {speed:,.0f} tokens/s  {left / 60:.1f} min left"
-    record: dict[str, float] = {"step": done, "train_loss": train_loss}
+    fail_if_gone_wrong(train_loss, lowest + EXPLODED)
+    fail_if_gone_wrong(worst, lowest + 2 * EXPLODED)
+    lowest = min(lowest, train_loss)
+    step_seconds = (now - logged) / len(losses)
+    speed = tokens_per_step / step_seconds
+    if config.minutes is not None:
+        more_or_less = planned(done, eval_interval)
+        # Once the learning rate falls, a run may become shorter, but not longer.
+        max_steps = min(max_steps, more_or_less) if is_decaying(done, max_steps, config.decay) else more_or_less
+        evaluates = evaluates or done >= max_steps
+        bar.total = max_steps
+    left = (max_steps - done) * (step_seconds + evaluation_seconds / eval_interval)
+    record: dict[str, Any] = {
+        "step": done,
+        "tokens": done * tokens_per_step,
+        "minutes": seconds() / 60,
+        "train_loss": train_loss,
+        "learning_rate": config.learning_rate * factor,
+        "tokens_per_second": speed,
+        "mfu": speed * flops / (peak * world),
+    }
+    line = (
+        f"step {done:6d}  loss {train_loss:.4f}  {speed:,.0f} tokens/s  MFU {record['mfu']:.0%}"
+        f"  {left / 60:.1f} min left"
+    )
     losses.clear()
-    if evaluates and val_tokens:
-        nats = nats_of_model()
-        val_loss, bits_per_note = nats / val_tokens, nats / math.log(2) / val.notes
-        record |= {"val_loss": val_loss, "val_bits_per_note": bits_per_note}
-        line += f"  val {val_loss:.4f} nats per token, {bits_per_note:.3f} bits per note"
-        if best is None or val_loss < best["val_loss"]:
-            best = record
-    with metrics_file.open("a") as out:
-        out.write(json.dumps(record) + "\n")
-    if saves:
-        run = {"step": done, "best": best, "fixed": [*fixed.values()]}
-        if best is record:
-            save_checkpoint(run_folder / "best", model, tokenizer_json, run)
-        save_checkpoint(run_folder / "latest", model, tokenizer_json, run, optimizer_tensors(model, optimizer))
-    tqdm.write(line)
+    is_best = False
+    if evaluates and evaluation:
+        started = time.perf_counter()
+        raw, averaged = evaluation(model, device, autocast), evaluation(average, device, autocast)
+        evaluation_seconds = time.perf_counter() - started
+        fail_if_gone_wrong(raw.nats_per_token, 2 * math.log(meta["vocab_size"]))  # far worse than knowing nothing
+        record |= {
+            "val_loss": raw.nats_per_token,
+            "val_bits_per_note": raw.bits_per_note,
+            "average_val_loss": averaged.nats_per_token,
+            "average_val_bits_per_note": averaged.bits_per_note,
+        }
+        better = averaged if averaged.nats_per_token < raw.nats_per_token else raw
+        record["bits_per_note_by_position"] = better.by_position
+        line += f"  held out: {raw.bits_per_note:.3f} bits per note, averaged weights {averaged.bits_per_note:.3f}"
+        is_best = best is None or better.bits_per_note < best["bits_per_note"]
+        if is_best:
+            best = {"step": done, "weights": "average" if better is averaged else "raw", **asdict(better)}
+    if is_first:
+        if evaluates and (take := write_take(done, average)):
+            record["take"] = take
+        append_line(metrics_file, json.dumps(record))
+        for logger in loggers:
+            logger.log(record)
+        if is_best and best:
+            save("best", best["weights"], done, record)
+        if evaluates or stopping or saved_at is None or now - saved_at > SAVE_SECONDS:
+            save("latest", "raw", done, record if evaluates else None)
+            saved_at = now
+    say(line)
     logged = time.perf_counter()
     if stopping:
         break
+bar.close()
+for logger in loggers:
+    logger.close()
 
-minutes = (time.perf_counter() - begun) / 60
-ending = "finished" if done >= config.max_steps else "stopped; the same command goes on"
-if not val_tokens:
+ending = "finished" if done >= max_steps else "stopped; the same command goes on"
+if not evaluation:
     result = "no song is held out, so nothing tells how well it does"
 elif best is None:
     result = "not evaluated yet"
 else:
-    bits = best["val_bits_per_note"]
+    bits = best["bits_per_note"]
     result = (
-        f"best {bits:.3f} bits per note at step {best['step']:.0f} on {meta['val']['songs']} held-out songs"
-        f" (unigram model {unigram_bits:.3f}, ratio {bits / unigram_bits:.3f})"
+        f"best {bits:.3f} bits per note at step {best['step']} on {meta['val']['songs']} held-out songs"
+        f" (unigram model {unigram:.3f}, ratio {bits / unigram:.3f})"
     )
-print(f"train: step {done} of {config.max_steps}, {ending}; {result}; {minutes:.1f} min; in {run_folder}")
+say(f"train: step {done} of {max_steps}, {ending}; {result}; {seconds() / 60:.1f} min; in {run_folder}")
+if world > 1:
+    dist.destroy_process_group()

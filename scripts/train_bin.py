@@ -21,6 +21,8 @@ class Args:
     """Share of the songs held out for validation; as given to the tokenizer."""
     seed: int = 0
     """Chooses which songs are held out; as given to the tokenizer."""
+    init_from: Path | None = None
+    """A checkpoint folder whose tokenizer to use, to train on from it."""
     workers: int = os.cpu_count() or 1
     """Worker processes; each takes about 220 MB."""
 
@@ -30,7 +32,7 @@ def main(args: Args) -> None:
         raise UserError("--workers must be at least 1")
     start = time.perf_counter()
     with locked(args.root):
-        train, val = make_train_bin(args.root, Split(args.val_fraction, args.seed), args.workers)
+        train, val = make_train_bin(args.root, Split(args.val_fraction, args.seed), args.workers, args.init_from)
     if not val.songs:
         print(
             "  no song is held out, so training can't tell how well it does;"

@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tarfile
@@ -23,6 +24,7 @@ PROJECT = Path(__file__).parents[1]
 SPLIT = Split(0.2, 0)
 TINY = ("--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.block-size", "32")
 TINY += ("--batch-size", "4", "--log-interval", "2", "--device", "cpu")
+LAYOUTS = pytest.mark.parametrize("layout", [(), ("--shards", "--shard-files", "20")], ids=["files", "shards"])
 
 
 @pytest.fixture(scope="session")
@@ -87,6 +89,31 @@ def refusal(result: subprocess.CompletedProcess[str]) -> str:
 
 def documents(root: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in (root / "data").glob("*.txt")}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All that is below a folder, by path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def tables(root: Path) -> dict[str, list[tuple[object, ...]]]:
+    """All that is in an index."""
+    index = sqlite3.connect(root / "cache" / "index.sqlite")
+    names = ("files", "prints", "shards", "settings")
+    return {name: sorted(index.execute(f"SELECT * FROM {name}"), key=repr) for name in names}
+
+
+@pytest.fixture(scope="session")
+def long_songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough music for the dataset to be caught in the act: 5 different songs, the others copies."""
+    folder = tmp_path_factory.mktemp("long")
+    for number in range(100):
+        path = folder / f"{number:03}.mid"
+        if number < 5:
+            write_midi(Score(480, tuple(melody(number * 6 + part, 2000).tracks[0] for part in range(6))), path)
+        else:
+            shutil.copy(folder / f"{number % 5:03}.mid", path)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -74,17 +74,14 @@ def test_a_print_is_made_of_each_part_by_itself() -> None:
 
 
 def test_hashes_are_the_same_on_every_machine() -> None:
-    pitch = np.array([60, 62, 64, 65, 60, 67, 65, 69, 60, 59], np.int64)
-    (print_,) = batch_prints(1, np.zeros(1, np.int64), np.zeros_like(pitch), 12 * np.arange(10), pitch)
+    pitches = [60, 62, 64, 65, 60, 67, 65, 69, 60, 59]
+    (print_,) = batch_prints([[track_from_notes([(12 * i, 12, pitch, 80) for i, pitch in enumerate(pitches)])]])
     assert print_.tolist() == [320317223, 3224190631, 3644642996]
 
 
 def test_prints_of_a_batch_are_those_of_its_files() -> None:
     scores = [song(1), song(2, notes=20), song(3, notes=5), song(4, parts=1), song(5)]
-    tracks = [(number, track) for number, score in enumerate(scores) for track in score.tracks]
-    part = np.repeat(np.arange(len(tracks)), [len(track) for _, track in tracks])
-    onset, pitch = (np.concatenate([getattr(track, column) for _, track in tracks]) for column in ("onset", "pitch"))
-    together = batch_prints(6, np.array([number for number, _ in tracks]), part, onset, pitch)
+    together = batch_prints([*(score.tracks for score in scores), ()])
     assert [one.tolist() for one in together] == [score_print(score).tolist() for score in scores] + [[]]
 
 

@@ -1,4 +1,4 @@
-"""The model: the same logits as transformers' Qwen3, with and without a cache."""
+"""The model in both shapes: the same logits as transformers', with and without a cache; and what it writes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +12,41 @@ from midigpt.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from midigpt.files import UserError
 from midigpt.generate import Drawing, Writer, write_header, write_lines
 from midigpt.language import ALPHABET, Header, decode, read_header
-from midigpt.model import GPT, Cache, ModelConfig
+from midigpt.model import GPT, Cache, ModelConfig, attend, build_model, flops_per_token
 from midigpt.tokenizer import START, START_ID, new_tokenizer
 
-CONFIG = ModelConfig(vocab_size=len(ALPHABET) + 1, block_size=32, n_layer=2, n_head=2, n_embd=32, n_hidden=64)
+CONFIG = ModelConfig(
+    vocab_size=len(ALPHABET) + 1, block_size=32, n_layer=2, n_head=4, n_kv_head=4, n_embd=32, n_hidden=64
+)
+SHAPES = {
+    "qwen3": CONFIG,
+    "grouped": replace(CONFIG, n_kv_head=2, rope_theta=5e4),
+    "gpt2": replace(CONFIG, type="gpt2"),
+}
+
+
+@pytest.fixture(params=SHAPES)
+def shape(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
-def model() -> GPT:
+def model(shape: str) -> GPT:
+    return random_model(SHAPES[shape])
+
+
+def random_model(config: ModelConfig) -> GPT:
+    """Of weights that all differ from what they begin with, biases and norms too."""
     torch.manual_seed(0)
-    return GPT(CONFIG).eval()
+    model = build_model(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    return model
+
+
+def places(end: int, start: int = 0) -> Tensor:
+    return torch.arange(start, end)[None]
 
 
 @pytest.fixture
@@ -48,7 +73,7 @@ def test_transformers_opens_a_checkpoint_and_gives_the_same_logits(model: GPT, c
     tokens = random_tokens(3, 32)
     theirs = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
     with torch.no_grad():
-        torch.testing.assert_close(theirs(tokens).logits, model(tokens), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(theirs(tokens).logits, model(tokens, places(32)), atol=1e-4, rtol=1e-4)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     assert tokenizer.bos_token == START and tokenizer.bos_token_id == START_ID
     assert tokenizer.decode(tokenizer.encode("0+10|1/1\n")) == "0+10|1/1\n"
@@ -56,8 +81,8 @@ def test_transformers_opens_a_checkpoint_and_gives_the_same_logits(model: GPT, c
 
 def test_a_checkpoint_gives_back_the_model(model: GPT, checkpoint: Path) -> None:
     again, _, run = load_checkpoint(checkpoint)
-    assert again.config == CONFIG and run["step"] == 1
-    assert torch.equal(again(random_tokens(1, 8)), model(random_tokens(1, 8)))
+    assert again.config == model.config and run["step"] == 1
+    assert torch.equal(again(random_tokens(1, 8), places(8)), model(random_tokens(1, 8), places(8)))
 
 
 def test_a_kill_between_the_renamings_of_saving_loses_nothing(checkpoint: Path) -> None:
@@ -66,12 +91,57 @@ def test_a_kill_between_the_renamings_of_saving_loses_nothing(checkpoint: Path) 
     assert found and load_checkpoint(found)
 
 
+def test_both_ways_to_attend_agree() -> None:
+    """To go back through bfloat16, a CPU takes products of matrices; without, the fused kernel."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 9, heads, 8, generator=generator) for heads in (4, 2, 2))
+    k, v = k.transpose(1, 2), v.transpose(1, 2)
+    fused = attend(q, k, v, dropout=0.0)
+    q, k, v = (x.bfloat16().requires_grad_() for x in (q, k, v))
+    torch.testing.assert_close(attend(q, k, v, dropout=0.0).float(), fused, atol=2e-2, rtol=2e-2)
+    assert not torch.allclose(attend(q, k, v, dropout=0.5).float(), fused, atol=0.1)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_training_step_compiles_without_a_graph_break(shape: str, dropout: float) -> None:
+    model = build_model(SHAPES[shape], dropout)
+    tokens = random_tokens(2, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.compile(model, fullgraph=True, backend="aot_eager")(tokens, places(8)).sum().backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
+@torch.no_grad()
+def test_weights_begin_as_those_of_gpt2(shape: str) -> None:
+    model = build_model(replace(SHAPES[shape], n_layer=8, n_embd=128, n_hidden=256))
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2:
+            is_residual = name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight"))
+            assert weight.std().item() == pytest.approx(0.02 / 4 if is_residual else 0.02, rel=0.05), name
+        else:
+            assert torch.all(weight == (0 if name.endswith("bias") else 1)), name
+
+
+def test_parameters_and_operations_are_counted_as_others_count_them() -> None:
+    wide = {"n_layer": 12, "n_head": 12, "n_kv_head": 12, "n_embd": 768, "n_hidden": 3072, "block_size": 1024}
+    gpt2 = ModelConfig(type="gpt2", vocab_size=50304, **wide)
+    # What nanoGPT counts with biases, 123.69 M, and 1024 position embeddings.
+    with torch.device("meta"):
+        assert GPT(gpt2).parameter_count() == 123_689_472 + 1024 * 768
+    assert flops_per_token(gpt2) == 6 * 123_689_472 + 12 * 12 * 768 * 1024
+    grouped = ModelConfig(vocab_size=1000, **wide | {"n_kv_head": 3})
+    matrices = 12 * (2 * 768 * 768 + 2 * 768 * 192 + 3 * 768 * 3072) + 1000 * 768
+    norms = 12 * (2 * 768 + 2 * 64) + 768
+    assert flops_per_token(grouped) == 6 * (matrices + norms) + 12 * 12 * 768 * 1024
+
+
 @torch.no_grad()
 def test_the_cache_gives_the_logits_of_the_full_forward(model: GPT) -> None:
     tokens = random_tokens(2, 20)
-    cache = Cache(CONFIG, 2, torch.device("cpu"))
-    parts = [model(tokens[:, :7], cache=cache)] + [model(tokens[:, t : t + 1], cache=cache) for t in range(7, 20)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), atol=1e-5, rtol=1e-4)
+    cache = Cache(model.config, 2, torch.device("cpu"))
+    parts = [model(tokens[:, :7], places(7), cache)]
+    parts += [model(tokens[:, t : t + 1], places(t + 1, t), cache) for t in range(7, 20)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens, places(20)), atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -79,16 +149,25 @@ def test_no_token_sees_a_later_one(model: GPT) -> None:
     tokens = random_tokens(1, 20)
     changed = tokens.clone()
     changed[0, 12:] = 5
-    assert torch.equal(model(tokens)[0, :12], model(changed)[0, :12])
+    before, after = model(tokens, places(20)), model(changed, places(20))
+    assert torch.equal(before[0, :12], after[0, :12]) and not torch.equal(before[0, 12:], after[0, 12:])
 
 
 @torch.no_grad()
-def test_positions_are_an_argument_and_count_only_by_their_distance(model: GPT) -> None:
+def test_positions_are_an_argument_and_may_differ_in_a_batch(model: GPT) -> None:
+    tokens, stretched = random_tokens(2, 10), 3 * places(10)
+    both = model(tokens, torch.cat([places(10), stretched]))
+    torch.testing.assert_close(both[:1], model(tokens[:1], places(10)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(both[1:], model(tokens[1:], stretched), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(model(tokens, stretched), model(tokens, places(10)), atol=1e-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", ["qwen3", "grouped"], indirect=True)
+def test_rotary_positions_count_only_by_their_distance(model: GPT) -> None:
     tokens = random_tokens(1, 10)
-    moved = model(tokens, positions=torch.arange(100, 110)[None])
-    torch.testing.assert_close(moved, model(tokens), atol=1e-4, rtol=1e-4)
-    stretched = model(tokens, positions=3 * torch.arange(10)[None])
-    assert not torch.allclose(stretched, model(tokens), atol=1e-3)
+    moved = model(tokens, places(110, 100))
+    torch.testing.assert_close(moved, model(tokens, places(10)), atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -105,7 +184,7 @@ def test_rewinding_forgets_also_where_the_context_moved_on(
     assert writer.tokens == random_tokens(given).tolist()
     assert torch.equal(writer.logits, before)
     writer.read([3])
-    expected = model(torch.tensor([[*random_tokens(given).tolist(), 3]]))[0, -1]
+    expected = model(torch.tensor([[*random_tokens(given).tolist(), 3]]), places(given + 1))[0, -1]
     torch.testing.assert_close(writer.logits, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -118,7 +197,7 @@ class Scripted(GPT):
         self.sureness = sureness
         self.calls = 0
 
-    def forward(self, tokens: Tensor, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
         assert cache is not None
         self.calls += 1
         cache.length += tokens.shape[1]
@@ -167,7 +246,15 @@ def test_a_kept_header_stays_in_view(model: GPT, tokenizer: Tokenizer) -> None:
     writer = Writer(model, tokenizer, Drawing())
     writer.head = 3
     writer.read([1, 2, 3, *[5] * 60])
-    seen = model(torch.tensor([[1, 2, 3, *[5] * (int(0.75 * 32) - 3)]]))[0, -1]
+    seen = model(torch.tensor([[1, 2, 3, *[5] * (int(0.75 * 32) - 3)]]), places(24))[0, -1]
+    torch.testing.assert_close(writer.logits, seen, atol=1e-5, rtol=1e-4)
+
+
+def test_a_header_longer_than_the_context_is_cut(model: GPT, tokenizer: Tokenizer) -> None:
+    writer = Writer(model, tokenizer, Drawing())
+    writer.head = 50
+    writer.read([*[1] * 50, 2])
+    seen = model(torch.tensor([[*[1] * 23, 2]]), places(24))[0, -1]
     torch.testing.assert_close(writer.logits, seen, atol=1e-5, rtol=1e-4)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from midigpt import documents as documents_module
 from midigpt import tokenizer as tokenizer_module
 from midigpt import train_data
 from midigpt.dataset import Options, make_dataset
@@ -19,7 +20,7 @@ from midigpt.index import Song, index_files, open_index, songs, totals
 from midigpt.midi import write_midi
 from midigpt.score import Score
 from midigpt.tokenizer import START, START_ID, LineEncoder, learn_tokenizer, sample_documents
-from midigpt.train_data import Batches, evaluation_windows, line_tokens, load_side, make_train_bin, read_data
+from midigpt.train_data import load_side, make_train_bin, read_data
 from tests.conftest import SPLIT, documents, make_songs, melody, ok, refusal, run_script
 
 # --- songs and their documents -----------------------------------------------------------------------------
@@ -301,31 +302,18 @@ def test_read_data_is_checked_and_maps_memory(prepared: Path) -> None:
             read_data(start, end, path)
 
 
-def test_every_token_is_a_target_once_an_epoch(prepared: Path) -> None:
-    side, _ = load_side(prepared, "train")
-    batches = Batches(side, 3, 17, seed=1)
-    length = len(side.tokens)
-    stream = np.concatenate([batches(step)[1].ravel() for step in range(3 * length // 51 + 1)])
-    assert np.array_equal(batches(2)[1], Batches(side, 3, 17, seed=1)(2)[1])  # a function of the step alone
-    first, second = np.append(batches(0)[0][0, 0], stream[: length - 1]), stream[length - 1 : 2 * length - 1]
-    assert not np.array_equal(first, second)
-    for epoch in (first, second):
-        assert np.array_equal(np.sort(epoch), np.sort(side.tokens))
-        assert np.array_equal(np.flatnonzero(epoch == START_ID)[:1], [0])
-
-
-def test_the_measure_counts_every_line_token_once(prepared: Path) -> None:
-    side, _ = load_side(prepared, "val")
-    for block_size in (1, 8, 33, 10_000):
-        counted = np.zeros(len(side.tokens), int)
-        for start, end, first in evaluation_windows(side, block_size):
-            assert end - start <= block_size + 1
-            counted[max(first, start + 1) : end] += 1
-        assert counted.max() == 1
-        assert np.array_equal(side.tokens[counted == 1], line_tokens(side))
-
-
 # --- shards ----------------------------------------------------------------------------------------------
+
+
+def test_a_shard_is_read_once_and_gives_what_files_give(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in (work / "train").iterdir()}
+    make_dataset(work, Options(shards=True, shard_files=20))
+    opened = []
+    monkeypatch.setattr(documents_module, "_bytes", lambda content, path: opened.append(path) or content)
+    monkeypatch.setattr(train_data, "SONGS_AT_ONCE", 3)
+    make_train_bin(work, SPLIT)
+    assert opened == [f"{work}/data/shard-000001.txt", f"{work}/data/shard-000002.txt"]
+    assert {path.name: path.read_bytes() for path in (work / "train").iterdir()} == before
 
 
 @pytest.mark.parametrize("what", ["changed", "removed"])

@@ -1,25 +1,15 @@
-"""The steps as a user runs them, in any order; training and sampling."""
+"""The steps as a user runs them, in any order; sampling."""
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from midigpt.dataset import make_dataset
-from midigpt.documents import Split
-from midigpt.index import index_files
 from midigpt.midi import read_midi, write_midi
 from midigpt.score import Score
-from midigpt.tokenizer import learn_tokenizer
-from midigpt.train_data import line_tokens, load_side, make_train_bin
-from tests.conftest import PROJECT, SPLIT, TINY, melody, ok, refusal, run_script
+from tests.conftest import melody, ok, refusal, run_script
 
 # --- steps in any order ----------------------------------------------------------------------------------
 
@@ -79,104 +69,7 @@ def test_documents_that_are_missing_are_told(work: Path) -> None:
     assert "make dataset" in refusal(run_script("scripts/train_bin.py", *flags))
 
 
-# --- train and sample ------------------------------------------------------------------------------------
-
-
-def metrics(root: Path, run: str = "default") -> list[dict[str, float]]:
-    return [json.loads(line) for line in (root / "train" / "runs" / run / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_training_learns_and_leaves_a_run(trained: Path) -> None:
-    records = metrics(trained)
-    assert records[-1]["step"] == 150
-    assert records[-1]["train_loss"] < records[0]["train_loss"] - 0.5
-    evaluated = [record for record in records if "val_loss" in record]
-    assert [record["step"] for record in evaluated] == [75, 150]
-    _, meta = load_side(trained, "val")
-    tokens_per_note = len(line_tokens(load_side(trained, "val")[0])) / meta["val"]["notes"]
-    bits = evaluated[-1]["val_loss"] / np.log(2) * tokens_per_note
-    assert evaluated[-1]["val_bits_per_note"] == pytest.approx(bits)
-    assert {path.name for path in (trained / "train" / "runs" / "default").iterdir()} == {
-        "latest",
-        "best",
-        "metrics.jsonl",
-    }
-
-
-def test_a_stopped_run_goes_on_exactly(work: Path) -> None:
-    flags = ("--root", work, *TINY, "--max-steps", "200", "--eval-interval", "100")
-    ok(run_script("scripts/train.py", *flags, "--run", "straight"))
-    command = [sys.executable, str(PROJECT / "scripts/train.py"), *map(str, flags), "--run", "halved"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    file = work / "train" / "runs" / "halved" / "metrics.jsonl"
-    while not (file.exists() and file.read_text().count("\n") >= 3) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate()
-    assert process.returncode == 0, error
-    stopped = metrics(work, "halved")[-1]["step"]
-    assert stopped < 200 and "stopped; the same command goes on" in out
-    assert f"from step {stopped}" in ok(run_script("scripts/train.py", *flags, "--run", "halved"))
-    weights = [
-        (work / "train" / "runs" / run / "latest" / "model.safetensors").read_bytes() for run in ("straight", "halved")
-    ]
-    assert weights[0] == weights[1]
-    assert metrics(work, "halved")[-1]["val_loss"] == metrics(work, "straight")[-1]["val_loss"]
-
-
-def test_what_a_kill_leaves_of_the_metrics_is_mended(work: Path) -> None:
-    flags = ("--root", work, *TINY, "--max-steps", "8", "--eval-interval", "4")
-    ok(run_script("scripts/train.py", *flags))
-    before = metrics(work)
-    file = work / "train" / "runs" / "default" / "metrics.jsonl"
-    with file.open("a") as out:
-        out.write('{"step": 10, "train_loss": 1.0}\n{"step": 12, "tra')
-    ok(run_script("scripts/train.py", *flags))
-    assert metrics(work) == before
-    shutil.rmtree(work / "train" / "runs" / "default" / "latest")  # as if killed before the first evaluation
-    ok(run_script("scripts/train.py", *flags))
-    assert [record["step"] for record in metrics(work)] == [record["step"] for record in before]
-
-
-def test_a_finished_run_is_left_as_it_is(trained: Path) -> None:
-    flags = (*TINY, "--max-steps", "150")
-    before = (trained / "train" / "runs" / "default" / "latest" / "model.safetensors").stat().st_mtime_ns
-    assert "step 150 of 150, finished" in ok(run_script("scripts/train.py", "--root", trained, *flags))
-    assert (trained / "train" / "runs" / "default" / "latest" / "model.safetensors").stat().st_mtime_ns == before
-
-
-def test_a_run_of_another_shape_is_refused(trained: Path) -> None:
-    flags = (*TINY, "--model.n-layer", "2")
-    assert "begun with another shape" in refusal(run_script("scripts/train.py", "--root", trained, *flags))
-
-
-def test_fewer_steps_than_were_made_are_refused(trained: Path) -> None:
-    error = refusal(run_script("scripts/train.py", "--root", trained, *TINY, "--max-steps", "100"))
-    assert "has made 150 steps already" in error
-
-
-def test_other_songs_need_a_new_run(trained: Path, tmp_path: Path) -> None:
-    work = Path(shutil.copytree(trained, tmp_path / "work"))
-    write_midi(melody(1000), work / "raw_data" / "new.mid")
-    index_files(work)
-    make_dataset(work)
-    make_train_bin(work, SPLIT)
-    error = refusal(run_script("scripts/train.py", "--root", work, *TINY, "--max-steps", "200"))
-    assert "begun with other songs; begin a new run with --run NAME" in error
-
-
-def test_a_tokenizer_that_did_not_make_train_bin_is_refused(work: Path) -> None:
-    learn_tokenizer(work, 60, SPLIT)
-    error = refusal(run_script("scripts/train.py", "--root", work, *TINY))
-    assert "another tokenizer" in error and "make train-bin" in error
-
-
-def test_training_goes_without_held_out_songs(work: Path) -> None:
-    learn_tokenizer(work, 60, Split(0.0, 0))
-    assert "no song is held out" in ok(run_script("scripts/train_bin.py", "--root", work, "--val-fraction", "0"))
-    out = ok(run_script("scripts/train.py", "--root", work, *TINY, "--max-steps", "4"))
-    assert "nothing tells how well it does" in out
-    assert "val_loss" not in metrics(work)[-1]
+# --- sample ----------------------------------------------------------------------------------------------
 
 
 def test_sampling_writes_takes_and_overwrites_none(trained: Path, tmp_path: Path) -> None:
@@ -265,14 +158,3 @@ def test_checkpoints_that_do_not_fit_are_refused(trained: Path, tmp_path: Path) 
     run = json.loads((model / "run.json").read_text())
     (model / "run.json").write_text(json.dumps(run | {"language": "morse"}))
     assert "speaks another language" in refusal(run_script("sample.py", *flags))
-
-
-def test_the_whole_pipeline_on_real_files(corpus: Callable[[str], Path], tmp_path: Path) -> None:
-    (tmp_path / "raw_data").symlink_to(corpus("mini"))
-    ok(run_script("scripts/index.py", "--root", tmp_path))
-    assert "150 files in 535 documents" in ok(run_script("scripts/dataset.py", "--root", tmp_path))
-    ok(run_script("scripts/tokenizer.py", "--root", tmp_path, "--vocab-size", "256"))
-    ok(run_script("scripts/train_bin.py", "--root", tmp_path))
-    shape = ("--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "64", "--model.block-size", "64")
-    out = ok(run_script("scripts/train.py", "--root", tmp_path, *shape, "--max-steps", "200", "--warmup-steps", "20"))
-    assert float(out.rpartition("ratio ")[2].partition(")")[0]) < 1

@@ -1,0 +1,87 @@
+"""What the machine can do: which device, which number type, how many operations a second."""
+
+import ctypes
+import ctypes.util
+import sys
+import time
+from functools import cache
+
+import torch
+
+# Dense bfloat16 products with float32 sums, TFLOP/s, as their makers state them. The first name that occurs counts.
+PEAK_TFLOPS = {
+    "B200": 2250,
+    "H200": 989,
+    "GH200": 989,
+    "H100 PCIe": 756,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "L4": 121,
+    "A10": 125,
+    "RTX 5090": 210,
+    "RTX 4090": 165,
+    "RTX 4080": 97,
+    "RTX 3090": 71,
+    "RTX A6000": 155,
+}
+MATRIX = 2048  # side of the matrices that a device without an entry multiplies to find its peak
+
+
+def pick_device() -> str:
+    """cuda, mps or cpu: the fastest there is."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+@cache
+def fast_bf16(device: str) -> bool:
+    """Whether bfloat16 matrix products are faster than float32 there: any recent GPU, CPUs with the instructions."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    abilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.13 and later
+    return device == "cpu" and (abilities.get("avx512_bf16", False) or abilities.get("amx_bf16", False))
+
+
+def peak_flops(device: str) -> tuple[float, str]:
+    """Operations a second at the most, and how that is known: stated by the maker, or measured here in a second."""
+    name = device_name(device)
+    for known, tflops in PEAK_TFLOPS.items():
+        if known in name and fast_bf16(device):
+            return tflops * 1e12, "stated by its maker"
+    dtype = torch.bfloat16 if fast_bf16(device) else torch.float32
+    matrix = torch.ones(MATRIX, MATRIX, dtype=dtype, device=device)
+    seconds = []
+    for _ in range(4):
+        _synchronize(device)
+        start = time.perf_counter()
+        matrix @ matrix
+        _synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * MATRIX**3 / min(seconds), f"measured on a product of matrices of {MATRIX} x {MATRIX}"
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory that a step frees for the next one.
+
+    glibc gives large blocks back to the system at once, and getting them anew costs a quarter of a training step on
+    the CPU (dev/LOG.md). Elsewhere this does nothing.
+    """
+    if sys.platform == "linux" and (name := ctypes.util.find_library("c")):
+        libc = ctypes.CDLL(name)
+        if hasattr(libc, "mallopt"):
+            trim_threshold, mmap_threshold = -1, -3  # malloc.h
+            libc.mallopt(mmap_threshold, 1 << 30)
+            libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def _synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    elif device == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,62 @@
+"""What a training run chooses by itself: the model's size, its length, its schedule, how much it regularises."""
+
+import math
+
+SMALL_TOKENS = 5_000_000  # of training data, from which on `small` pays on a GPU
+BASE_TOKENS = 100_000_000
+EVALUATION_SHARE = 0.1  # of a run's time, which evaluating may take
+FEWEST_EVALUATIONS, MOST_EVALUATIONS = 4, 20
+AVERAGED = 0.05  # of the steps of a run, over which the averaged weights look back
+MARGIN = 0.02  # of a budget of minutes, kept back
+
+
+def choose_preset(tokens: int, device: str) -> tuple[str, str]:
+    """The preset for so many training tokens on a device, and why.
+
+    A model with about as many parameters as there are tokens, each seen some twenty times, is about as large as data
+    that repeats can feed (Muennighoff et al. 2023, arXiv 2305.16264).
+    """
+    if device == "cpu":
+        return "demo", "on a CPU larger ones take many hours"
+    if tokens < SMALL_TOKENS:
+        return "demo", f"{tokens / 1e6:.1f} M tokens teach a larger one nothing"
+    if tokens < BASE_TOKENS:
+        return "small", f"it suits {tokens / 1e6:.0f} M tokens"
+    return "base", f"it suits {tokens / 1e6:.0f} M tokens"
+
+
+def regularisation(epochs: float) -> tuple[float, float]:
+    """Dropout and weight decay for a run that sees every token so many times (dev/LOG.md)."""
+    if epochs <= 4:
+        return 0.0, 0.1
+    return (0.1, 0.1) if epochs <= 12 else (0.2, 0.1)
+
+
+def learning_rate_factor(step: int, max_steps: int, warmup_steps: int, decay: float) -> float:
+    """Share of the highest learning rate: up in a line, constant, over the last `decay` of the run down to zero.
+
+    Constant, then linear to zero: Hägele et al. 2024 (arXiv 2405.18392), Bergsma et al. 2025 (arXiv 2502.15938).
+    """
+    return min((step + 1) / max(warmup_steps, 1), 1.0, (max_steps - step) / (decay * max_steps))
+
+
+def is_decaying(step: int, max_steps: int, decay: float) -> bool:
+    return step >= (1 - decay) * max_steps
+
+
+def steps_between_evaluations(max_steps: int, tokens_per_step: int, tokens_read: int) -> int:
+    """So that raw and averaged weights, which each read so many tokens, take EVALUATION_SHARE of the time."""
+    cost = 2 * tokens_read / 3  # in tokens trained: a forward pass is a third of a step
+    affordable = int(EVALUATION_SHARE * max_steps * tokens_per_step / max(cost, 1))
+    return math.ceil(max_steps / min(max(affordable, FEWEST_EVALUATIONS), MOST_EVALUATIONS))
+
+
+def steps_that_fit(done: int, seconds_left: float, step_seconds: float, eval_interval: int, eval_seconds: float) -> int:
+    """The step at which a run must end to end in time; at least the next."""
+    per_step = step_seconds + eval_seconds / eval_interval
+    return done + max(int((seconds_left * (1 - MARGIN) - eval_seconds) / per_step), 1)
+
+
+def averaging_weight(step: int, max_steps: int) -> float:
+    """How far the averaged weights move towards the raw ones: they look back over AVERAGED of the run."""
+    return max(1 / (AVERAGED * max_steps), 10 / (10 + step), 0.0)
