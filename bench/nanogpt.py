@@ -179,13 +179,24 @@ def train(folder: Path, arguments: list[str]) -> Path:
     return checkpoint
 
 
-def load(checkout: Path, checkpoint: Path, shape: Shape) -> Callable[[Tensor], Tensor]:
-    """Its trained model as a function from tokens (B, T) to logits (B, T, V)."""
+class Trained(nn.Module):
+    """Its model as our evaluation calls a model: tokens (B, T) and positions, which it knows, to logits (B, T, V)."""
+
+    def __init__(self, model: nn.Module, config: Shape) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        logits: Tensor = self.model(tokens, tokens)[0]  # without targets it gives those of the last token only
+        return logits
+
+
+def load(checkout: Path, checkpoint: Path, shape: Shape) -> Trained:
+    """Its trained model. Compiled ones have longer names."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
     model = build(checkout, shape)
     model.load_state_dict({name.removeprefix("_orig_mod."): tensor for name, tensor in state.items()})
-    model.eval()
-    return lambda tokens: model(tokens, tokens)[0]  # without targets it gives those of the last token only
+    return Trained(model, shape)
 
 
 # --- its bench.py ----------------------------------------------------------------------------------------

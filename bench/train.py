@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from midigpt.files import UserError, parse_arguments, write_json
-
-PEAK = 989e12  # FLOP/s of an H100 or H200 SXM: dense bf16, NVIDIA's data sheet
+from midigpt.files import parse_arguments, write_json
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Args:
     """learning: the size of both."""
     steps: int = 600
     """learning: steps of nanoGPT; ours makes half as many."""
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 6e-3)
+    learning_rates: tuple[float, ...] = (1.5e-3, 3e-3, 6e-3)
     """learning: nanoGPT's."""
     seeds: int = 3
     """learning: runs of each."""
@@ -143,31 +141,36 @@ def gpu(args: Args) -> dict[str, Any] | None:
         print("No CUDA device here: the speed on a GPU was not measured.\n")
         return None
     from train_learning import preset_shape
-    from train_speed import GPT2, compare_on_gpu
+    from train_speed import compare_on_gpu
 
-    result = compare_on_gpu(args.nanogpt, preset_shape("small", GPT2.vocab_size))
+    from midigpt.devices import peak_flops
+    from midigpt.train_data import load_side
+
+    peak, source = peak_flops("cuda")
+    vocab_size = load_side(args.root, "train")[1]["vocab_size"]
+    result = compare_on_gpu(args.nanogpt, preset_shape("small", vocab_size))
     print(
         f"{torch.cuda.get_device_name()}, bfloat16, compiled. MFU is (6 N + 12 L C T) FLOP a token, N without"
-        f" position embeddings (PaLM, arXiv 2204.02311, appendix B), of {PEAK / 1e12:.0f} TFLOP/s\n"
+        f" position embeddings (PaLM, arXiv 2204.02311, appendix B), of {peak / 1e12:.0f} TFLOP/s, {source}\n"
     )
     flops_per_token = next(row["flops_per_second"] / row["tokens_per_second"] for row in result["gpt2"])
     rows: list[list[object]] = []
     for row in result["nanogpt"]:
-        mfu = row["tokens_per_second"] * flops_per_token / PEAK
+        mfu = row["tokens_per_second"] * flops_per_token / peak
         rows.append(["nanoGPT's bench.py", row["batch_size"], f"{row['tokens_per_second']:,.0f}", f"{mfu:.1%}", "", ""])
     for name in ("gpt2", "small"):
         for row in result[name]:
-            rows.append([f"midigpt, {name}", row["batch_size"], *gpu_cells(row)])
+            rows.append([f"midigpt, {name}", row["batch_size"], *gpu_cells(row, peak)])
     table("| batch | tokens/s | MFU | compiling s | GiB", rows)
     print(f"GPT-2 124 M at its best batch: {result['ratio']:.2f} times nanoGPT's bench.py at its batch\n")
-    return result
+    return {"peak_flops": peak, **result}
 
 
-def gpu_cells(row: dict[str, Any]) -> list[str]:
+def gpu_cells(row: dict[str, Any], peak: float) -> list[str]:
     if "out_of_memory" in row:
         return ["out of memory", "", "", ""]
     memory = "" if row["memory_gib"] is None else f"{row['memory_gib']:.1f}"
-    mfu = f"{row['flops_per_second'] / PEAK:.1%}"
+    mfu = f"{row['flops_per_second'] / peak:.1%}"
     return [f"{row['tokens_per_second']:,.0f}", mfu, f"{row['compile_seconds']:.1f}", memory]
 
 
@@ -175,8 +178,6 @@ def presets(args: Args) -> dict[str, Any]:
     import train_presets
 
     names = args.presets or train_presets.presets()
-    if not names:
-        raise UserError(f"there are no presets in {train_presets.PROJECT / 'configs'}")
     of_torch = train_presets.import_seconds()
     results = train_presets.start_presets(args.root, names, args.device)
     print(f"Three steps and an evaluation, on {args.device}; importing torch alone takes {of_torch:.1f} s\n")

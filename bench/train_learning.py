@@ -12,28 +12,31 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import nanogpt
-import numpy as np
 import torch
-import torch.nn.functional as F
 from nanogpt import Shape
-from torch import Tensor
+from torch import nn
+from train_speed import our_settings
 
-from midigpt import model as our_model
+from midigpt import settings
 from midigpt.checkpoint import find_checkpoint, load_checkpoint
+from midigpt.config import load_preset
+from midigpt.evaluate import Evaluation
 from midigpt.files import UserError, read_json, write_json
-from midigpt.train_data import Side, evaluation_windows, line_tokens, load_side
+from midigpt.model import build_model, model_config
+from midigpt.tokenizer import load_tokenizer
+from midigpt.train_data import load_side
 
 PROJECT = Path(__file__).resolve().parents[1]
 PARAMETERS_MAY_DIFFER = 0.01
-AT_ONCE = 16  # windows, in an evaluation
+Judge = Callable[[nn.Module], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,9 @@ class Plan:
 
 def preset_shape(name: str, vocab_size: int) -> Shape:
     """The shape and batch of configs/NAME.toml."""
-    path = PROJECT / "configs" / f"{name}.toml"
-    if not path.exists():
-        raise UserError(f"{path} does not exist")
-    preset = tomllib.loads(path.read_text(encoding="utf-8"))
-    sizes = {key.replace("-", "_"): value for key, value in {**preset, **preset["model"]}.items()}
-    try:
-        return Shape(vocab_size, **{key: sizes[key] for key in Shape.__dataclass_fields__ if key != "vocab_size"})
-    except KeyError as error:
-        raise UserError(f"{path} lacks {error}, which nanoGPT's run is to have in common with ours") from None
+    config = load_preset(settings.Config, name)
+    model = config.model
+    return Shape(vocab_size, model.block_size, model.n_layer, model.n_head, model.n_embd, config.batch_size)
 
 
 def equal_hidden(shape: Shape, parameters: int) -> tuple[int, int]:
@@ -70,12 +67,8 @@ def equal_hidden(shape: Shape, parameters: int) -> tuple[int, int]:
     """
 
     def count(n_hidden: int) -> int:
-        sizes = {key: value for key, value in asdict(shape).items() if key != "batch_size"}
         with torch.device("meta"):
-            if hasattr(our_model, "build_model"):
-                config = our_model.ModelConfig(**sizes, n_hidden=n_hidden, n_kv_head=shape.n_head)
-                return our_model.build_model(config).parameter_count()
-            return our_model.GPT(our_model.ModelConfig(**sizes, n_hidden=n_hidden)).parameter_count()
+            return build_model(model_config(our_settings("qwen3", shape, n_hidden), shape.vocab_size)).parameter_count()
 
     base = count(8)
     per_width = (count(16) - base) / 8
@@ -86,30 +79,21 @@ def equal_hidden(shape: Shape, parameters: int) -> tuple[int, int]:
     return n_hidden, ours
 
 
-# --- the one evaluation ----------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def evaluate(logits_of: Callable[[Tensor], Tensor], val: Side, block_size: int) -> dict[str, float]:
-    """Nats per token and bits per note of the held-out documents under a model: tokens (B, T) to logits (B, T, V)."""
-    windows = evaluation_windows(val, block_size)
-    nats = 0.0
-    for first in range(0, len(windows), AT_ONCE):
-        rows = windows[first : first + AT_ONCE]
-        longest = max(end - start for start, end, _ in rows) - 1
-        x = torch.zeros(len(rows), longest, dtype=torch.long)
-        y = torch.full((len(rows), longest), -100)  # -100: not counted
-        for row, (start, end, counted) in enumerate(rows):
-            tokens = torch.from_numpy(val.tokens[start:end].astype(np.int64))
-            x[row, : end - start - 1] = tokens[:-1]
-            skip = max(counted - start - 1, 0)
-            y[row, skip : end - start - 1] = tokens[1 + skip :]
-        nats += F.cross_entropy(logits_of(x).flatten(0, 1).float(), y.flatten(), reduction="sum").item()
-    counted_tokens = len(line_tokens(val))
-    return {"nats_per_token": nats / counted_tokens, "bits_per_note": nats / np.log(2) / val.notes}
-
-
 # --- runs ------------------------------------------------------------------------------------------------
+
+
+def judge(root: Path, block_size: int) -> Judge:
+    """The one evaluation, of whatever model: on the CPU, in float32."""
+    val = load_side(root, "val")[0]
+    if not val.notes:
+        raise UserError(f"{root} holds no song out; nothing to compare on")
+    evaluation = Evaluation(val, load_tokenizer(root)[0], block_size)
+
+    def figures(model: nn.Module) -> dict[str, float]:
+        found = evaluation(model, "cpu", nullcontext())
+        return {"nats_per_token": found.nats_per_token, "bits_per_note": found.bits_per_note}
+
+    return figures
 
 
 def _hash(*things: object) -> str:
@@ -133,14 +117,14 @@ def once(work: Path, name: str, settings: dict[str, Any], run: Callable[[Path], 
     return result
 
 
-def nanogpt_run(plan: Plan, shape: Shape, val: Side, learning_rate: float, seed: int) -> dict[str, Any]:
+def nanogpt_run(plan: Plan, shape: Shape, evaluate: Judge, learning_rate: float, seed: int) -> dict[str, Any]:
     """Train nanoGPT once and evaluate what it ends with."""
     arguments = nanogpt.flags(shape, plan.steps, learning_rate, plan.device)
 
     def run(folder: Path) -> dict[str, Any]:
         nanogpt.prepare(plan.checkout, folder, plan.root, shape.vocab_size, seed)
-        logits_of = nanogpt.load(plan.checkout, nanogpt.train(folder, arguments), shape)
-        return {"seed": seed, "learning_rate": learning_rate, **evaluate(logits_of, val, shape.block_size)}
+        model = nanogpt.load(plan.checkout, nanogpt.train(folder, arguments), shape)
+        return {"seed": seed, "learning_rate": learning_rate, **evaluate(model)}
 
     settings = {
         "arguments": arguments,
@@ -151,7 +135,7 @@ def nanogpt_run(plan: Plan, shape: Shape, val: Side, learning_rate: float, seed:
     return once(plan.work, f"nanogpt-{learning_rate:g}-{seed}", settings, run)
 
 
-def our_run(plan: Plan, shape: Shape, val: Side, n_hidden: int, steps: int, seed: int) -> dict[str, Any]:
+def our_run(plan: Plan, evaluate: Judge, n_hidden: int, steps: int, seed: int) -> dict[str, Any]:
     """Train ours once, as a user does, and evaluate what it ends with."""
     arguments = ["--config", plan.preset, "--model.n-hidden", str(n_hidden), "--max-steps", str(steps)]
     arguments += ["--eval-interval", str(steps), "--seed", str(seed), "--device", plan.device]
@@ -164,10 +148,7 @@ def our_run(plan: Plan, shape: Shape, val: Side, n_hidden: int, steps: int, seed
         checkpoint = find_checkpoint(folder / "train" / "runs" / "default" / "latest")
         if code or checkpoint is None:
             raise UserError(f"the trainer failed with exit code {code}; see {folder / 'log.txt'}")
-        model, _, _ = load_checkpoint(checkpoint)
-        positions = torch.arange(shape.block_size)[None]  # (1, T)
-        result = evaluate(lambda tokens: model(tokens, positions[:, : tokens.shape[1]]), val, shape.block_size)
-        return {"seed": seed, "steps": steps, **result}
+        return {"seed": seed, "steps": steps, **evaluate(load_checkpoint(checkpoint)[0])}
 
     code = ["scripts/train.py", f"configs/{plan.preset}.toml", *map(str, PROJECT.glob("midigpt/*.py"))]
     settings = {
@@ -210,28 +191,23 @@ def verdict(peers: dict[float, dict[str, float]], ours: dict[str, float]) -> dic
 
 def compare(plan: Plan, equal_tokens: bool, report: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """All runs, each told to `report` when it is done, and the verdict."""
-    val, meta = load_side(plan.root, "val")
-    if not val.notes:
-        raise UserError(f"{plan.root} holds no song out; nothing to compare on")
-    shape = preset_shape(plan.preset, meta["vocab_size"])
+    shape = preset_shape(plan.preset, load_side(plan.root, "val")[1]["vocab_size"])
     their_parameters = nanogpt.count_parameters(plan.checkout, shape)
     n_hidden, our_parameters = equal_hidden(shape, their_parameters)
+    evaluate = judge(plan.root, shape.block_size)
+
+    seeds = range(plan.seeds)
 
     def reported(row: dict[str, Any]) -> dict[str, Any]:
         report(row)
         return row
 
     peers = {
-        rate: [
-            reported(nanogpt_run(plan, shape, val, rate, nanogpt.FIRST_SEED + number)) for number in range(plan.seeds)
-        ]
+        rate: [reported(nanogpt_run(plan, shape, evaluate, rate, nanogpt.FIRST_SEED + n)) for n in seeds]
         for rate in plan.learning_rates
     }
     lengths = [plan.steps // 2, *([plan.steps] if equal_tokens else [])]
-    ours = {
-        steps: [reported(our_run(plan, shape, val, n_hidden, steps, seed)) for seed in range(plan.seeds)]
-        for steps in lengths
-    }
+    ours = {steps: [reported(our_run(plan, evaluate, n_hidden, steps, seed)) for seed in seeds] for steps in lengths}
     means = {rate: summary(rows) for rate, rows in peers.items()}
     return {
         "shape": asdict(shape),

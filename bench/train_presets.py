@@ -11,6 +11,8 @@ from typing import Any
 
 from train_learning import PROJECT, link_root, preset_shape
 
+from midigpt.config import PRESETS
+
 # Runs a command from a process that holds next to nothing, for a process begins its account of memory with what the
 # one that started it held; with an end to its memory, if it is to have one. Prints the exit code, the most MiB, and
 # the seconds until a file was written to (looked at every 10 ms) and in all.
@@ -78,4 +80,4 @@ def start_presets(
 
 
 def presets() -> list[str]:
-    return sorted(path.stem for path in (PROJECT / "configs").glob("*.toml"))
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))

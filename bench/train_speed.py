@@ -3,6 +3,7 @@
 Every contestant lives in a process of its own, so that no setting, cache or memory of one reaches another.
 """
 
+import copy
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -11,19 +12,23 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import nanogpt
 import numpy as np
 import torch
-import torch.nn.functional as F
 from nanogpt import Shape
 
-from midigpt import model as our_model
-from midigpt.devices import fast_bf16
+from midigpt import settings
+from midigpt.batches import Batches
+from midigpt.devices import fast_bf16, keep_freed_memory
+from midigpt.model import build_model, flops_per_token, model_config
+from midigpt.optimizer import make_optimizers
 from midigpt.tokenizer import DTYPE
-from midigpt.train_data import Batches, Side, load_side
+from midigpt.train_data import Side, load_side
 
+ModelType = Literal["qwen3", "gpt2"]
+Contestant = Literal["nanoGPT", "qwen3", "gpt2"]
 SMALL_GPT2 = Shape(vocab_size=0, block_size=256, n_layer=6, n_head=6, n_embd=384, batch_size=12)
 GPT2 = Shape(vocab_size=50304, block_size=1024, n_layer=12, n_head=12, n_embd=768, batch_size=12)
 
@@ -39,45 +44,42 @@ class Step:
 
 # --- ours ------------------------------------------------------------------------------------------------
 
-# ADAPT: the one place that knows our train step. It is to call what scripts/train.py calls.
+
+def our_settings(kind: ModelType, shape: Shape, n_hidden: int | None = None) -> settings.Shape:
+    """The same shape in our trainer's settings."""
+    sizes = {name: getattr(shape, name) for name in ("n_layer", "n_head", "n_embd", "block_size")}
+    return settings.Shape(type=kind, **sizes, n_hidden=n_hidden)
 
 
-def our_step(kind: str, shape: Shape, side: Side, device: str) -> Step:
-    """Our train step as scripts/train.py makes it: loader, model, loss, gradient, clipping, optimizer.
+def our_step(kind: ModelType, shape: Shape, side: Side, device: str) -> Step:
+    """The train step of scripts/train.py, without the schedule of the learning rate and the log.
 
-    `kind` is the type of the model. On a GPU it is compiled.
+    Loader, model, loss, gradient, clipping, both optimizers and the averaged weights; compiled on a GPU.
     """
     torch.set_float32_matmul_precision("high")
-    n_hidden = 4 * shape.n_embd if kind == "gpt2" else -(-shape.n_embd * 8 // 3 // 32) * 32
-    sizes = {name: getattr(shape, name) for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")}
-    if hasattr(our_model, "build_model"):
-        config = our_model.ModelConfig(type=kind, **sizes, n_hidden=n_hidden, n_kv_head=shape.n_head)
-        model = our_model.build_model(config).to(device)
-    else:
-        assert kind == "qwen3"
-        model = our_model.GPT(our_model.ModelConfig(**sizes, n_hidden=n_hidden)).to(device)
-    matrices = [weight for weight in model.parameters() if weight.ndim == 2]
-    vectors = [weight for weight in model.parameters() if weight.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
+    keep_freed_memory()
+    config = settings.Config()
+    model = build_model(model_config(our_settings(kind, shape), shape.vocab_size)).to(device)
+    average = copy.deepcopy(model).requires_grad_(False)
+    stepped = torch.compile(model) if device.startswith("cuda") else model
+    optimizers = make_optimizers(model, config.learning_rate, config.adam_learning_rate, weight_decay=0.1)
     autocast = torch.autocast(device.split(":")[0], torch.bfloat16) if fast_bf16(device) else nullcontext()
-    batch = Batches(side, shape.batch_size, shape.block_size, seed=0)
-    positions = torch.arange(shape.block_size, device=device)[None]  # (1, T)
-    forward = torch.compile(model) if device.startswith("cuda") else model
+    batch = Batches(side, shape.batch_size, shape.block_size, 0, device)
 
     def step(number: int) -> None:
-        x, y = (torch.from_numpy(array).to(device, non_blocking=True) for array in batch(number))
+        x, y = batch(number)
+        positions = torch.arange(shape.block_size, device=device)[None]  # (1, T)
         with autocast:
-            loss = F.cross_entropy(forward(x, positions).flatten(0, 1).float(), y.flatten())
-        optimizer.zero_grad(set_to_none=True)
+            loss = stepped(x, positions, targets=y)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            torch._foreach_lerp_([*average.parameters()], [*model.parameters()], 0.01)
 
-    parameters = model.parameter_count()
-    learned_positions = shape.block_size * shape.n_embd if kind == "gpt2" else 0
-    attention = 12 * shape.n_layer * shape.n_embd * shape.block_size
-    return Step(step, parameters, 6 * (parameters - learned_positions) + attention)
+    return Step(step, model.parameter_count(), flops_per_token(model.config))
 
 
 # --- on the CPU, in turns --------------------------------------------------------------------------------
@@ -85,7 +87,7 @@ def our_step(kind: str, shape: Shape, side: Side, device: str) -> Step:
 _step: Step  # of the process at hand
 
 
-def _prepare(contestant: str, checkout: Path, root: Path, shape: Shape) -> int:
+def _prepare(contestant: Contestant, checkout: Path, root: Path, shape: Shape) -> int:
     """Make this process a contestant; gives its number of parameters."""
     global _step
     torch.manual_seed(0)
@@ -112,7 +114,7 @@ def compare_on_cpu(
     rounds: int,
     steps: int = 3,
     shape: Shape = SMALL_GPT2,
-    ours: tuple[str, ...] = ("gpt2", "qwen3"),
+    ours: tuple[ModelType, ...] = ("gpt2", "qwen3"),
 ) -> dict[str, Any]:
     """Tokens per second of nanoGPT's train step and of ours, in rounds of `steps` steps each, one after another.
 
@@ -120,7 +122,8 @@ def compare_on_cpu(
     README's command for a CPU; the vocabulary is that of the data. The ratio is that of the medians.
     """
     shape = replace(shape, vocab_size=load_side(root, "train")[1]["vocab_size"])
-    pools = {name: _process() for name in ("nanoGPT", *ours)}
+    names: tuple[Contestant, ...] = ("nanoGPT", *ours)
+    pools = {name: _process() for name in names}
     try:
         parameters = {name: pool.submit(_prepare, name, checkout, root, shape) for name, pool in pools.items()}
         rows: dict[str, dict[str, Any]] = {name: {"parameters": n.result()} for name, n in parameters.items()}
@@ -133,8 +136,8 @@ def compare_on_cpu(
     finally:
         for pool in pools.values():
             pool.shutdown()
-    for name, row in rows.items():
-        row |= {"tokens_per_second": median(speeds[name]), "rounds": speeds[name]}
+    for row, rounds_ in zip(rows.values(), speeds.values(), strict=True):
+        row |= {"tokens_per_second": median(rounds_), "rounds": rounds_}
         row["ratio"] = row["tokens_per_second"] / median(speeds["nanoGPT"])
     return {"shape": asdict(shape), "steps_per_round": steps, "bf16": fast_bf16("cpu"), "rows": rows}
 
@@ -153,7 +156,7 @@ def random_side(vocab_size: int, tokens: int) -> Side:
     return Side(rng.integers(0, vocab_size, tokens).astype(DTYPE), np.stack([begins, begins + 2], axis=1), tokens)
 
 
-def measure(kind: str, shape: Shape, device: str, steps: int, warm_up: int) -> dict[str, Any]:
+def measure(kind: ModelType, shape: Shape, device: str, steps: int, warm_up: int) -> dict[str, Any]:
     """One row: the speed of our step, the seconds that the first steps took longer (compiling), the most memory.
 
     A batch that the memory can't hold gives a row that says so.
@@ -186,7 +189,7 @@ def measure(kind: str, shape: Shape, device: str, steps: int, warm_up: int) -> d
 
 
 def best_batch(
-    kind: str, shape: Shape, batches: tuple[int, ...], device: str = "cuda", steps: int = 30, warm_up: int = 10
+    kind: ModelType, shape: Shape, batches: tuple[int, ...], device: str = "cuda", steps: int = 30, warm_up: int = 10
 ) -> list[dict[str, Any]]:
     """A row for each batch size, from the smallest on until one doesn't fit; each in a process of its own."""
     rows: list[dict[str, Any]] = []

@@ -12,7 +12,8 @@ Sources: Qwen3 technical report (arXiv 2505.09388); RMSNorm (arXiv 1910.07467); 
 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midigpt.kernels import attend, compute_dtype, dropout, next_token_loss, rms_norm
+from midigpt.settings import Shape
 
 INIT_STD = 0.02  # of weights at the start, as in GPT-2
 RMS_NORM_EPS = 1e-6
@@ -45,6 +47,14 @@ class ModelConfig:
     @property
     def head_dim(self) -> int:
         return self.n_embd // self.n_head
+
+
+def model_config(shape: Shape, vocab_size: int) -> ModelConfig:
+    """The model that the settings of a run describe, with what they leave open."""
+    # In qwen3 the feed-forward layer has three matrices, in gpt2 two.
+    n_hidden = 4 * shape.n_embd if shape.type == "gpt2" else math.ceil(shape.n_embd * 8 / 3 / 32) * 32
+    sizes = asdict(shape) | {"n_kv_head": shape.n_kv_head or shape.n_head, "n_hidden": shape.n_hidden or n_hidden}
+    return ModelConfig(**sizes, vocab_size=vocab_size)
 
 
 class Cache:

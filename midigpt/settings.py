@@ -19,6 +19,8 @@ class Shape:
     """Heads of keys and values, shared by the others (qwen3); without it as many as n_head."""
     n_embd: int = 128
     """Width; a multiple of 2 * n_head."""
+    n_hidden: int | None = None
+    """Width of the feed-forward layers; without it, such that they have as many weights as with 4 * n_embd and GELU."""
     block_size: int = 256
     """Tokens the model sees at once."""
 
@@ -82,7 +84,7 @@ def validate(config: Config) -> None:
     for name, lowest in least.items():
         if (value := getattr(config, name)) is not None and value < lowest:
             raise UserError(f"--{name.replace('_', '-')} {value} must be at least {lowest}")
-    for name in ("n_layer", "n_head", "n_kv_head", "n_embd", "block_size"):
+    for name in ("n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden", "block_size"):
         if (value := getattr(shape, name)) is not None and value < 1:
             raise UserError(f"--model.{name.replace('_', '-')} {value} must be at least 1")
     for name in ("epochs", "minutes", "decay", "learning_rate", "adam_learning_rate"):

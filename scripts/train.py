@@ -52,7 +52,7 @@ from midigpt.evaluate import Evaluation, unigram_bits_per_note
 from midigpt.generate import Drawing, compose
 from midigpt.loggers import open_loggers
 from midigpt.midi import write_midi
-from midigpt.model import ModelConfig, build_model, flops_per_token, set_dropout
+from midigpt.model import build_model, flops_per_token, model_config, set_dropout
 from midigpt.optimizer import groups, make_optimizers, optimizer_state, restore_optimizer_state
 from midigpt.plan import (
     averaging_weight,
@@ -163,16 +163,10 @@ for difference, part in differences.items():
 
 # --- model and optimizers --------------------------------------------------------------------------------
 
-model_config = ModelConfig(
-    **asdict(shape) | {"n_kv_head": shape.n_kv_head or shape.n_head},
-    vocab_size=meta["vocab_size"],
-    # as many weights as a plain feed-forward of 4 * n_embd, or just that
-    n_hidden=math.ceil(shape.n_embd * 8 / 3 / 32) * 32 if shape.type == "qwen3" else 4 * shape.n_embd,
-)
 torch.manual_seed(config.seed)
-model = build_model(model_config).to(device)
+model = build_model(model_config(shape, meta["vocab_size"])).to(device)
 if origin:
-    if origin.config != model_config:
+    if origin.config != model.config:
         raise UserError(f"{config.init_from} has another shape than the flags ask for: {origin.config}")
     model.load_state_dict(origin.state_dict())
 average = copy.deepcopy(model).requires_grad_(False).eval()  # of the weights, over the last steps
@@ -333,7 +327,7 @@ signal.signal(signal.SIGINT, ask_to_stop)
 signal.signal(signal.SIGTERM, ask_to_stop)
 
 peak, peak_source = peak_flops(device)
-flops = flops_per_token(model_config)
+flops = flops_per_token(model.config)
 say(f"train: {shape.type} with {model.parameter_count() / 1e6:.2f} M parameters ({why}) on {device_name(device)}")
 say(
     f"  {len(train.tokens):,} tokens; {max_steps} steps of {tokens_per_step:,} tokens, {epochs:.1f} epochs"

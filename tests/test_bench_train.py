@@ -15,13 +15,16 @@ import train_learning
 import train_presets
 import train_speed
 from nanogpt import Shape
-from torch import Tensor
 from train_learning import Plan
 
+import midigpt.config
+import midigpt.devices
+import train
 from midigpt.files import UserError, read_json
-from midigpt.train_data import Side, line_tokens, load_side
+from midigpt.train_data import load_side
 from tests.conftest import ok, run_script
 
+DEFAULT = Shape(vocab_size=80, block_size=256, n_layer=4, n_head=4, n_embd=128, batch_size=16)
 TINY = Shape(vocab_size=80, block_size=16, n_layer=1, n_head=2, n_embd=16, batch_size=2)
 
 MODEL = """
@@ -141,41 +144,23 @@ def test_the_time_that_its_bench_prints_is_found() -> None:
 # --- learning --------------------------------------------------------------------------------------------
 
 
-def side_of(*documents: list[int]) -> Side:
-    lengths = [len(document) for document in documents]
-    begins = np.cumsum([0, *lengths[:-1]])
-    return Side(np.concatenate(documents).astype(np.uint16), np.stack([begins, begins + 2], axis=1), notes=4)
-
-
-def test_evaluation_counts_each_token_of_lines_once_at_its_place() -> None:
-    def following(tokens: Tensor) -> Tensor:
-        """Is nearly sure of the number after each."""
-        return 50.0 * torch.nn.functional.one_hot((tokens + 1) % 10, 10)
-
-    side = side_of([9] + [n % 10 for n in range(37)], [9, 0, 1], [9, 0])
-    assert train_learning.evaluate(following, side, block_size=8)["nats_per_token"] < 1e-6
-    even = train_learning.evaluate(lambda tokens: torch.zeros(*tokens.shape, 10), side, block_size=8)
-    assert even["nats_per_token"] == pytest.approx(np.log(10))
-    assert even["bits_per_note"] == pytest.approx(len(line_tokens(side)) * np.log2(10) / 4)
-
-
 def test_a_run_is_evaluated_as_it_ended_and_made_once(checkout: Path, prepared: Path, tmp_path: Path) -> None:
-    val, meta = load_side(prepared, "val")
-    shape = replace(TINY, vocab_size=meta["vocab_size"])
+    shape = replace(TINY, vocab_size=load_side(prepared, "val")[1]["vocab_size"])
+    judge = train_learning.judge(prepared, shape.block_size)
     runs = plan(checkout, prepared, tmp_path / "work")
-    first = train_learning.nanogpt_run(runs, shape, val, 0.1, seed=1337)
+    first = train_learning.nanogpt_run(runs, shape, judge, 0.1, seed=1337)
     assert first["nats_per_token"] < 0.8 * np.log(shape.vocab_size)
-    again = train_learning.nanogpt_run(runs, shape, val, 0.1, seed=1337)
+    again = train_learning.nanogpt_run(runs, shape, judge, 0.1, seed=1337)
     assert again == first
-    knows_nothing = train_learning.nanogpt_run(runs, shape, val, 0.5, seed=1337)
+    knows_nothing = train_learning.nanogpt_run(runs, shape, judge, 0.5, seed=1337)
     assert knows_nothing["nats_per_token"] == pytest.approx(np.log(shape.vocab_size), rel=1e-5)
     (checkout / "train.py").write_text(TRAIN + "raise SystemExit(3)\n")
     with pytest.raises(UserError, match=r"exit code 3; see .*log\.txt"):
-        train_learning.nanogpt_run(runs, shape, val, 0.1, seed=1337)
+        train_learning.nanogpt_run(runs, shape, judge, 0.1, seed=1337)
 
 
 def test_our_feed_forward_makes_up_for_its_positions() -> None:
-    shape = Shape(vocab_size=4096, block_size=256, n_layer=4, n_head=4, n_embd=128, batch_size=16)
+    shape = replace(DEFAULT, vocab_size=4096)
     n_hidden, ours = train_learning.equal_hidden(shape, 1_344_640)  # nanoGPT's
     assert abs(ours / 1_344_640 - 1) < 0.003
     assert train_learning.equal_hidden(shape, ours) == (n_hidden, ours)
@@ -198,13 +183,13 @@ def test_the_verdict_is_on_the_best_learning_rate() -> None:
 
 
 def test_both_run_in_turn_on_the_cpu(checkout: Path, prepared: Path) -> None:
-    found = train_speed.compare_on_cpu(checkout, prepared, rounds=3, steps=1, shape=TINY, ours=("qwen3",))
-    assert list(found["rows"]) == ["nanoGPT", "qwen3"]
+    found = train_speed.compare_on_cpu(checkout, prepared, rounds=3, steps=1, shape=TINY, ours=("gpt2",))
+    assert list(found["rows"]) == ["nanoGPT", "gpt2"]
     for row in found["rows"].values():
         assert len(row["rounds"]) == 3
         assert row["tokens_per_second"] == sorted(row["rounds"])[1]
     speeds = [row["tokens_per_second"] for row in found["rows"].values()]
-    assert found["rows"]["qwen3"]["ratio"] == pytest.approx(speeds[1] / speeds[0])
+    assert found["rows"]["gpt2"]["ratio"] == pytest.approx(speeds[1] / speeds[0])
     assert found["shape"]["vocab_size"] == load_side(prepared, "train")[1]["vocab_size"]
 
 
@@ -224,13 +209,13 @@ def test_the_search_for_the_best_batch_ends_where_memory_does(monkeypatch: pytes
         return our_step(kind, shape, *rest)
 
     monkeypatch.setattr(train_speed, "our_step", in_small_memory)
-    rows = train_speed.best_batch("qwen3", TINY, (2, 4, 8, 16), device="cpu", steps=2, warm_up=1)
+    rows = train_speed.best_batch("gpt2", TINY, (2, 4, 8, 16), device="cpu", steps=2, warm_up=1)
     assert [row["batch_size"] for row in rows] == [2, 4, 8]
     assert [row.get("out_of_memory", False) for row in rows] == [False, False, True]
     best = train_speed.fastest(rows)
     assert best["tokens_per_second"] == max(row["tokens_per_second"] for row in rows[:2])
-    # 6 N + 12 L C T
-    per_token = 6 * best["parameters"] + 12 * TINY.n_layer * TINY.n_embd * TINY.block_size
+    # 6 N + 12 L C T, N without the 16 x 16 weights of positions
+    per_token = 6 * (best["parameters"] - 256) + 12 * TINY.n_layer * TINY.n_embd * TINY.block_size
     assert best["flops_per_second"] / best["tokens_per_second"] == pytest.approx(per_token)
     monkeypatch.setattr(train_speed, "our_step", lambda *_: (_ for _ in ()).throw(RuntimeError("a mistake")))
     with pytest.raises(RuntimeError, match="a mistake"):
@@ -275,14 +260,12 @@ def test_memory_has_an_end() -> None:
 
 
 def test_a_preset_that_does_not_fit_is_tried_with_less(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    sizes = "n_layer = 1\nn_head = 2\nn_embd = 16\nblock_size = 32\n"
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "large.toml").write_text(f"batch_size = 40\n[model]\n{sizes}")
-    (tmp_path / "configs" / "wrong.toml").write_text(f"batch_size = 40\n[model]\n{sizes}")
-    for module in (train_learning, train_presets):
-        monkeypatch.setattr(module, "PROJECT", tmp_path)
+    for name in ("large", "wrong"):
+        (tmp_path / f"{name}.toml").write_text("batch_size = 40\n[model]\nn_embd = 64")
+    for module in (midigpt.config, train_presets):
+        monkeypatch.setattr(module, "PRESETS", tmp_path)
     assert train_presets.presets() == ["large", "wrong"]
-    assert train_learning.preset_shape("large", 80) == Shape(80, 32, 1, 2, 16, 40)
+    assert train_learning.preset_shape("large", 80) == replace(DEFAULT, vocab_size=80, n_embd=64, batch_size=40)
 
     def start(root: Path, name: str, device: str, batch_size: int) -> dict[str, Any]:
         error = "can't allocate memory: you tried" if name == "large" and batch_size > 2 else "a mistake"
@@ -292,9 +275,61 @@ def test_a_preset_that_does_not_fit_is_tried_with_less(monkeypatch: pytest.Monke
     rows = train_presets.start_presets(tmp_path, train_presets.presets(), "cpu", start)
     tried = [(row["preset"], row["batch_size"], row["exit_code"]) for row in rows]
     assert tried == [("large", 40, 1), ("large", 10, 1), ("large", 2, 0), ("wrong", 40, 1)]
-    (tmp_path / "configs" / "wrong.toml").write_text(f"[model]\n{sizes}")
-    with pytest.raises(UserError, match=r"wrong\.toml lacks 'batch_size'"):
-        train_learning.preset_shape("wrong", 80)
+
+
+def test_the_table_of_a_gpu(
+    checkout: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def row(batch_size: int, speed: float) -> dict[str, Any]:
+        flops = 1e9 * speed  # a thousand million for a token
+        row = {"batch_size": batch_size, "tokens_per_second": speed, "flops_per_second": flops}
+        return {**row, "compile_seconds": 31.4, "memory_gib": 20.0}
+
+    full = {"batch_size": 48, "out_of_memory": True}
+    small = {**row(16, 1e5), "memory_gib": None}
+    result = {"gpt2": [row(12, 494_500.0), full], "small": [small], "ratio": 1.25}
+    result["nanogpt"] = [{"batch_size": 12, "tokens_per_second": 395_600.0}]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A card")
+    monkeypatch.setattr(midigpt.devices, "peak_flops", lambda device: (989e12, "it is said"))
+    monkeypatch.setattr(train_learning, "preset_shape", lambda name, vocab_size: TINY)
+    monkeypatch.setattr(train_speed, "compare_on_gpu", lambda nanogpt, small: result)
+    train.gpu(train.Args(checkout, prepared))
+    printed = capsys.readouterr().out.splitlines()
+    assert "| nanoGPT's bench.py | 12 | 395,600 | 40.0% |  |  |" in printed
+    assert "| midigpt, gpt2 | 12 | 494,500 | 50.0% | 31.4 | 20.0 |" in printed
+    assert "| midigpt, gpt2 | 48 | out of memory |  |  |  |" in printed
+    assert "| midigpt, small | 16 | 100,000 | 10.1% | 31.4 |  |" in printed
+    assert "1.25 times" in printed[-2]
+
+
+def test_the_table_of_learning(
+    checkout: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both trained by stand-ins; what is compared, printed and concluded is real."""
+    nats = iter([5.0, 5.2, 4.0, 4.2, 4.6, 4.8, 4.1, 3.9, 3.5, 3.7])
+
+    def run(*settings: Any) -> dict[str, Any]:
+        loss = next(nats)
+        return {"run": f"run {settings[-2:]}", "nats_per_token": loss, "bits_per_note": 2 * loss, "minutes": 0.1}
+
+    monkeypatch.setattr(train_learning, "preset_shape", lambda name, vocab_size: replace(TINY, vocab_size=vocab_size))
+    monkeypatch.setattr(nanogpt, "count_parameters", lambda checkout, shape: 3904)
+    monkeypatch.setattr(train_learning, "nanogpt_run", run)
+    monkeypatch.setattr(train_learning, "our_run", run)
+    args = train.Args(checkout, prepared, steps=40, learning_rates=(0.1, 0.2, 0.3), seeds=2, equal_tokens=True)
+    result = train.learning(args)
+    printed = capsys.readouterr().out
+    for run_, settings in enumerate(["(0.1, 1337)", "(0.1, 1338)"]):
+        assert f"run {settings}: {result['runs'][run_]['nats_per_token']:.4f}" in printed
+    assert "run (20, 0): 4.1000" in printed  # half the steps
+    assert "run (40, 1): 3.7000" in printed
+    assert "| nanoGPT, learning rate 0.2 | 4.1000 | 0.1414 | 8.200 |" in printed
+    assert "| midigpt, 20 steps | 4.0000 | 0.1414 | 8.000 |" in printed
+    assert "| midigpt, 40 steps | 3.6000 | 0.1414 | 7.200 |" in printed
+    assert "best learning rate is 0.2, inside those tried" in printed
+    assert "-0.1000 nats per token from it: at or below" in printed
+    assert result["tokens"] == {"nanoGPT": 40 * 32, "midigpt": 20 * 32}
 
 
 def test_the_command_writes_what_it_measured(checkout: Path, prepared: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from midigpt.files import UserError
 from midigpt.generate import Drawing, Writer, write_header, write_lines
 from midigpt.language import ALPHABET, Header, decode, read_header
-from midigpt.model import GPT, Cache, ModelConfig, build_model, flops_per_token
+from midigpt.model import GPT, Cache, ModelConfig, build_model, flops_per_token, model_config
+from midigpt.settings import Shape
 from midigpt.tokenizer import START_ID
 
 CONFIG = ModelConfig(
@@ -256,3 +257,12 @@ def test_a_model_that_never_writes_the_language_is_told(tokenizer: Tokenizer) ->
     writer.read([START_ID])
     with pytest.raises(UserError, match="train it for longer"):
         write_lines(writer, Header(), notes=1)
+
+
+def test_settings_leave_sizes_to_the_model() -> None:
+    shape = Shape(n_layer=3, n_head=4, n_embd=128)
+    assert (config := model_config(shape, 4096)).n_hidden == 352  # 8 / 3 of 128, rounded up to a multiple of 32
+    assert (config.n_kv_head, config.vocab_size, config.block_size) == (4, 4096, 256)
+    assert model_config(replace(shape, type="gpt2"), 4096).n_hidden == 512
+    given = model_config(replace(shape, n_hidden=368, n_kv_head=2), 4096)
+    assert (given.n_hidden, given.n_kv_head) == (368, 2)
