@@ -1,5 +1,6 @@
 """Settings: defaults, then a preset's file, then flags; and what is said of a mistake in them."""
 
+import json
 import re
 import sys
 import tomllib
@@ -10,7 +11,7 @@ from typing import Literal
 import pytest
 
 from midigpt import config as module
-from midigpt.config import PRESETS, load_preset, parse_config
+from midigpt.config import PRESETS, as_table, from_table, load_preset, parse_config
 from midigpt.files import UserError, say
 from tests.conftest import ok, run_script
 
@@ -43,9 +44,9 @@ def excepthook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # put back afterwards
 
 
-def parse(monkeypatch: pytest.MonkeyPatch, *flags: str, preset: str | None = None) -> Settings:
+def parse(monkeypatch: pytest.MonkeyPatch, *flags: str, default: Settings | None = None) -> Settings:
     monkeypatch.setattr(sys, "argv", ["train.py", *flags])
-    return parse_config(Settings, "Train.", preset)
+    return parse_config(Settings, "Train.", default)
 
 
 @pytest.fixture
@@ -84,11 +85,15 @@ def test_without_a_preset_there_are_the_defaults(monkeypatch: pytest.MonkeyPatch
     assert parse(monkeypatch, "--run", "config") == Settings(run="config")
 
 
-def test_the_callers_preset_counts_where_none_is_named(presets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert parse(monkeypatch, preset="small") == load_preset(Settings, "small")
-    assert parse(monkeypatch, preset="small").config == "small"
-    assert parse(monkeypatch, "--config", "large", preset="small").model.n_layer == 24
-    assert parse(monkeypatch, "--config", "None", preset="small") == Settings()
+def test_the_callers_default_counts_where_none_is_named(presets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = load_preset(Settings, "small")
+    assert parse(monkeypatch, default=small) == small and small.config == "small"
+    assert parse(monkeypatch, "--config", "large", default=small).model.n_layer == 24
+
+
+def test_settings_can_be_kept_as_json_and_come_back(presets: Path) -> None:
+    settings = load_preset(Settings, "small")
+    assert from_table(Settings, json.loads(json.dumps(as_table(settings))), "run.json") == settings
 
 
 def test_a_path_is_a_preset_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +241,7 @@ def test_the_trainer_takes_every_preset(name: str, monkeypatch: pytest.MonkeyPat
     shown = help_of(ok(run_script("scripts/train.py", "--config", name, "--help")))
     table = tomllib.loads((PRESETS / f"{name}.toml").read_text())
     table |= {f"model.{key}": value for key, value in table.pop("model").items()}
-    assert {"epochs", "batch_size", "model.type", "model.n_layer", "model.n_head", "model.n_embd"} < set(table)
+    assert {"batch_size", "model.type", "model.n_layer", "model.n_head", "model.n_embd"} < set(table)
     for key, value in {"config": name, **table}.items():
         text = shown[f"--{key.replace('_', '-')}"]
         assert re.search(rf"\(default: {value}(\.0)?\)", text), f"{key}: {text}"
