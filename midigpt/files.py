@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 Args = TypeVar("Args")
 
@@ -67,26 +67,32 @@ def printable(path: str) -> str:
 def locked(root: Path) -> Iterator[None]:
     """Only one command at a time may change a working folder; the second gets a UserError.
 
-    The system takes the lock away when the process ends, however that happens. Raises UserError where there is
-    no such folder, too.
+    Raises UserError where there is no such folder, too.
     """
     if not root.is_dir():
         raise UserError(f"{root} does not exist; make that folder, and raw_data in it for your MIDI files")
-    path = root / "cache" / "lock"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("ab+", buffering=0) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            other = file.read().decode().strip() or "unknown"
-            raise UserError(
-                f"another command is at work in {root.resolve()} (process {other}); wait for it, or stop it"
-            ) from None
-        with suppress(OSError):  # on a full disk a second command does not learn who the first is
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n".encode())
+    with lock(root / "cache" / "lock", f"another command is at work in {root.resolve()}"):
         yield
+
+
+def lock(path: Path, busy: str) -> IO[bytes]:
+    """An open file that no other process has while it is open; the second gets a UserError that begins with `busy`.
+
+    The system takes the lock away when the process ends, however that happens.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("ab+", buffering=0)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        other = file.read().decode().strip() or "unknown"
+        file.close()
+        raise UserError(f"{busy} (process {other}); wait for it, or stop it") from None
+    with suppress(OSError):  # on a full disk a second command does not learn who the first is
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n".encode())
+    return file
 
 
 @contextmanager

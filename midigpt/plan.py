@@ -59,4 +59,4 @@ def steps_that_fit(done: int, seconds_left: float, step_seconds: float, eval_int
 
 def averaging_weight(step: int, max_steps: int) -> float:
     """How far the averaged weights move towards the raw ones: they look back over AVERAGED of the run."""
-    return max(1 / (AVERAGED * max_steps), 10 / (10 + step), 0.0)
+    return min(max(1 / (AVERAGED * max_steps), 10 / (10 + step)), 1.0)

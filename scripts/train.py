@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from midigpt.config import as_table, from_table, load_preset, parse_config
-from midigpt.files import UserError, append_line, make, read_json, write_text
+from midigpt.files import UserError, append_line, lock, make, read_json, write_text
 from midigpt.settings import Config, validate
 
 BEGUN = time.perf_counter()
@@ -35,6 +35,7 @@ import os
 import signal
 import sys
 from contextlib import nullcontext
+from importlib.metadata import version
 from types import FrameType
 
 import numpy as np
@@ -120,6 +121,7 @@ if tokenizer.get_vocab_size() != meta["vocab_size"] or largest >= meta["vocab_si
 # --- the configuration, completed ------------------------------------------------------------------------
 
 run_folder = config.root / "train" / "runs" / config.run
+held = lock(run_folder / "lock", f"{run_folder} is being trained already") if is_first else None  # until the end
 latest = find_checkpoint(run_folder / "latest")
 then: dict[str, Any] = read_json(latest / "run.json") if latest else {}  # when that was saved
 origin = load_checkpoint(config.init_from)[0] if config.init_from and not latest else None
@@ -261,12 +263,14 @@ if is_first:
 loggers = open_loggers(config.logger, run_folder, config.run, as_table(config), first_step) if is_first else []
 
 
-def save(name: str, weights: str, step: int, evaluated: dict[str, Any] | None) -> None:
+def save(name: str, weights: str, evaluated: dict[str, Any] | None) -> None:
+    """Save the run as it is; latest/ with what it needs to go on."""
     run = {
-        "step": step,
+        "midigpt": version("midigpt"),
+        "step": done,
         "max_steps": max_steps,
-        "tokens_seen": step * tokens_per_step,
-        "epochs": step * tokens_per_step / len(train.tokens),
+        "tokens_seen": done * tokens_per_step,
+        "epochs": done * tokens_per_step / len(train.tokens),
         "weights": weights,
         "evaluation": evaluated,
         "unigram_bits_per_note": unigram,
@@ -278,13 +282,11 @@ def save(name: str, weights: str, step: int, evaluated: dict[str, Any] | None) -
         "eval_interval": eval_interval,
         "seconds": seconds(),
     }
-    state = optimizer_state(model, optimizers) | {f"average.{n}": weight for n, weight in average.state_dict().items()}
-    if not is_first:
-        return
+    state = None
     if name == "latest":
-        save_checkpoint(run_folder / name, model, tokenizer_json, run, state)
-    else:
-        save_checkpoint(run_folder / name, average if weights == "average" else model, tokenizer_json, run)
+        state = optimizer_state(model, optimizers)
+        state |= {f"average.{weight}": tensor for weight, tensor in average.state_dict().items()}
+    save_checkpoint(run_folder / name, average if weights == "average" else model, tokenizer_json, run, state)
 
 
 def fail_if_gone_wrong(loss: float, limit: float) -> None:
@@ -296,15 +298,13 @@ def fail_if_gone_wrong(loss: float, limit: float) -> None:
         )
 
 
-def write_take(step: int, writer: torch.nn.Module) -> str | None:
-    """A take of the model as it is, as a file of the run; None while it can't write a line."""
-    path = run_folder / "takes" / f"step-{step:06d}.mid"
+def write_take() -> str | None:
+    """A take of the averaged weights, as a file of the run; None while they can't write a line."""
+    path = run_folder / "takes" / f"step-{done:06d}.mid"
     try:
-        score = compose(writer.eval(), tokenizer, Drawing(seed=config.seed + step), {}, TAKE_NOTES)
+        score = compose(average, tokenizer, Drawing(seed=config.seed + done), {}, TAKE_NOTES)
     except UserError:
         return None
-    finally:
-        writer.train()
     path.parent.mkdir(exist_ok=True)
     write_midi(score, path)
     return str(path.relative_to(run_folder))
@@ -417,15 +417,15 @@ while done < max_steps:
         if is_best:
             best = {"step": done, "weights": "average" if better is averaged else "raw", **asdict(better)}
     if is_first:
-        if evaluates and (take := write_take(done, average)):
+        if evaluates and (take := write_take()):
             record["take"] = take
         append_line(metrics_file, json.dumps(record))
         for logger in loggers:
             logger.log(record)
         if is_best and best:
-            save("best", best["weights"], done, record)
+            save("best", best["weights"], record)
         if evaluates or stopping or saved_at is None or now - saved_at > SAVE_SECONDS:
-            save("latest", "raw", done, record if evaluates else None)
+            save("latest", "raw", record if evaluates else None)
             saved_at = now
     say(line)
     logged = time.perf_counter()

@@ -72,7 +72,7 @@ def test_training_learns_and_leaves_a_run(trained: Path) -> None:
         assert last[f"{kind}val_bits_per_note"] == pytest.approx(bits)
     assert last["val_loss"] != last["average_val_loss"]
     run = trained / "train" / "runs" / "default"
-    assert {path.name for path in run.iterdir()} == {"latest", "best", "metrics.jsonl", "takes"}
+    assert {path.name for path in run.iterdir()} == {"latest", "best", "metrics.jsonl", "takes", "lock"}
     best = json.loads((run / "best" / "run.json").read_text())
     least = min(min(record["val_loss"], record["average_val_loss"]) for record in evaluated)
     assert best["best"]["nats_per_token"] == least
@@ -189,6 +189,16 @@ def test_a_killed_run_goes_on_from_the_last_saving(work: Path) -> None:
     assert lasting(metrics(work, "straight")) == lasting(metrics(work, "killed"))
 
 
+def test_two_trainings_of_one_run_are_kept_apart(work: Path) -> None:
+    flags = ("--root", work, *TINY, "--max-steps", "5000", "--eval-interval", "5000")
+    process = start(*flags)
+    wait_for_lines(process, work, "default", 1)
+    error = refusal(run_script(TRAIN, *flags))
+    process.kill()
+    process.communicate()
+    assert f"is being trained already (process {process.pid})" in error
+
+
 def test_what_a_kill_leaves_of_the_metrics_is_mended(work: Path) -> None:
     flags = ("--root", work, *TINY, "--max-steps", "8", "--eval-interval", "4")
     ok(run_script(TRAIN, *flags))
@@ -303,7 +313,7 @@ def test_a_full_disk_is_told_and_costs_nothing(work: Path) -> None:
 
     command = [sys.executable, str(PROJECT / TRAIN), "--root", str(work), *TINY, "--max-steps", "6"]
     result = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_files)
-    assert "can't be written" in refusal(result)
+    assert "can't be saved" in refusal(result)
     assert weights(work, "default") == before
     assert "step 6 of 6, finished" in ok(run_script(TRAIN, "--root", work, *TINY, "--max-steps", "6"))
 
