@@ -103,20 +103,6 @@ def say(line: str) -> None:
 
 train, meta = load_side(config.root, "train")
 val = load_side(config.root, "val")[0]
-tokenizer_json = config.init_from / "tokenizer.json" if config.init_from else tokenizer_path(config.root)
-if not tokenizer_json.exists() or file_sha256(tokenizer_json) != meta["tokenizer"]:
-    flags = f' ARGS="--init-from {config.init_from}"' if config.init_from else ""
-    raise UserError(
-        f"train.bin was made with another tokenizer than {tokenizer_json};"
-        f" make it again with: {make(config.root, 'train-bin')}{flags}"
-    )
-tokenizer = Tokenizer.from_file(str(tokenizer_json))
-largest = max(side.tokens.max(initial=0) for side in (train, val))
-if tokenizer.get_vocab_size() != meta["vocab_size"] or largest >= meta["vocab_size"]:
-    raise UserError(
-        f"train.bin or val.bin holds other tokens than the {meta['vocab_size']} that train/meta.json names;"
-        f" make them again with: {make(config.root, 'train-bin')}"
-    )
 
 # --- the configuration, completed ------------------------------------------------------------------------
 
@@ -162,6 +148,22 @@ differences = {  # what must stay as it was for a run to go on, in the words of 
 for difference, part in differences.items():
     if then and part(then) != part({"data": meta, "config": as_table(config)}):
         raise UserError(f"{run_folder} was begun with {difference}; begin a new run with --run NAME")
+
+source = latest or config.init_from
+tokenizer_json = source / "tokenizer.json" if source else tokenizer_path(config.root)
+if not tokenizer_json.exists() or file_sha256(tokenizer_json) != meta["tokenizer"]:
+    flags = f' ARGS="--init-from {config.init_from}"' if config.init_from else ""
+    raise UserError(
+        f"train.bin was made with another tokenizer than {tokenizer_json};"
+        f" make it again with: {make(config.root, 'train-bin')}{flags}"
+    )
+tokenizer = Tokenizer.from_file(str(tokenizer_json))
+largest = max(side.tokens.max(initial=0) for side in (train, val))
+if tokenizer.get_vocab_size() != meta["vocab_size"] or largest >= meta["vocab_size"]:
+    raise UserError(
+        f"train.bin or val.bin holds other tokens than the {meta['vocab_size']} that train/meta.json names;"
+        f" make them again with: {make(config.root, 'train-bin')}"
+    )
 
 # --- model and optimizers --------------------------------------------------------------------------------
 

@@ -236,10 +236,12 @@ def test_a_run_begins_from_another_ones_weights_and_tokenizer(trained: Path, tmp
     assert not (tmp_path / "cache" / "tokenizer.json").exists()
     out = ok(run_script(TRAIN, *flags, "--device", "cpu", "--max-steps", "2", "--batch-size", "4"))
     assert f"as {best} has it" in out
+    # Once begun, it needs the other one no more.
+    assert "step 3 of 3, finished" in ok(run_script(TRAIN, "--root", tmp_path, "--max-steps", "3"))
     tuned = tmp_path / "train" / "runs" / "default" / "best"
     assert (tuned / "tokenizer.json").read_bytes() == (best / "tokenizer.json").read_bytes()
     before = json.loads((best / "run.json").read_text())["best"]["nats_per_token"]
-    assert metrics(tmp_path)[-1]["train_loss"] < before + 0.5  # it has not begun anew
+    assert metrics(tmp_path)[0]["train_loss"] < before + 0.5  # it has not begun anew
     assert "has another shape" in refusal(run_script(TRAIN, *flags, "--run", "two", "--model.n-layer", "3"))
 
 
