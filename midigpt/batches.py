@@ -36,8 +36,8 @@ class Batches:
         window = self.batch_size * self.block_size
         stream = self._read(step * window, (step + 1) * window + 1)
         if self._home != self.device:
-            stream = stream.pin_memory() if self.device.startswith("cuda") else stream
-            stream = stream.to(self.device, non_blocking=True)
+            to_gpu = self.device.startswith("cuda")
+            stream = (stream.pin_memory() if to_gpu else stream).to(self.device, non_blocking=to_gpu)
         shape = self.batch_size, self.block_size
         return stream[:-1].view(shape), stream[1:].view(shape)
 

@@ -1,22 +1,29 @@
 """What the machine can do: which device, which number type, how many operations a second."""
 
 import ctypes
-import ctypes.util
+import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
 
+from midigpt.files import UserError
+
 # Dense bfloat16 products with float32 sums, TFLOP/s, as their makers state them. The first name that occurs counts.
 PEAK_TFLOPS = {
     "B200": 2250,
-    "H200": 989,
     "GH200": 989,
+    "H200 NVL": 835,
+    "H200": 989,
     "H100 PCIe": 756,
+    "H100 NVL": 835,
     "H100": 989,
     "A100": 312,
     "L40S": 362,
+    "L40": 181,
     "L4": 121,
     "A10": 125,
     "RTX 5090": 210,
@@ -25,7 +32,29 @@ PEAK_TFLOPS = {
     "RTX 3090": 71,
     "RTX A6000": 155,
 }
-MATRIX = 2048  # side of the matrices that a device without an entry multiplies to find its peak
+MATRIX = 2048  # side of the matrices that a CPU multiplies to find its peak; a GPU takes four times that
+
+
+def find_device(wish: str | None) -> str:
+    """The device asked for, or the fastest there is. Raises UserError where it is not to be had here."""
+    device = wish or pick_device()
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", pick_device()):
+        raise UserError(f"--device {device} is not to be had here; {pick_device()} is")
+    if (kind != "cuda" and index) or (index and not (index.isdecimal() and int(index) < torch.cuda.device_count())):
+        raise UserError(f"--device {device}: there is no such device here; {pick_device()} is one")
+    return device
+
+
+@contextmanager
+def fitting(advice: str) -> Iterator[None]:
+    """A device that runs out of memory inside is a UserError that ends in `advice`."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; MPS raises no narrower one
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+            raise UserError(f"the model and its batch don't fit into the device's memory; try {advice}") from None
+        raise
 
 
 def pick_device() -> str:
@@ -41,17 +70,18 @@ def fast_bf16(device: str) -> bool:
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     abilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.13 and later
-    return device == "cpu" and (abilities.get("avx512_bf16", False) or abilities.get("amx_bf16", False))
+    return device.startswith("cpu") and (abilities.get("avx512_bf16", False) or abilities.get("amx_bf16", False))
 
 
 def peak_flops(device: str) -> tuple[float, str]:
     """Operations a second at the most, and how that is known: stated by the maker, or measured here in a second."""
     name = device_name(device)
     for known, tflops in PEAK_TFLOPS.items():
-        if known in name and fast_bf16(device):
+        if re.search(rf"\b{known}\b", name) and fast_bf16(device):
             return tflops * 1e12, "stated by its maker"
     dtype = torch.bfloat16 if fast_bf16(device) else torch.float32
-    matrix = torch.ones(MATRIX, MATRIX, dtype=dtype, device=device)
+    side = 4 * MATRIX if device.startswith("cuda") else MATRIX
+    matrix = torch.ones(side, side, dtype=dtype, device=device)
     seconds = []
     for _ in range(4):
         _synchronize(device)
@@ -59,7 +89,7 @@ def peak_flops(device: str) -> tuple[float, str]:
         matrix @ matrix
         _synchronize(device)
         seconds.append(time.perf_counter() - start)
-    return 2 * MATRIX**3 / min(seconds), f"measured on a product of matrices of {MATRIX} x {MATRIX}"
+    return 2 * side**3 / min(seconds), f"measured on a product of matrices of {side} x {side}"
 
 
 def device_name(device: str) -> str:
@@ -72,12 +102,11 @@ def keep_freed_memory() -> None:
     glibc gives large blocks back to the system at once, and getting them anew costs a quarter of a training step on
     the CPU (dev/LOG.md). Elsewhere this does nothing.
     """
-    if sys.platform == "linux" and (name := ctypes.util.find_library("c")):
-        libc = ctypes.CDLL(name)
-        if hasattr(libc, "mallopt"):
-            trim_threshold, mmap_threshold = -1, -3  # malloc.h
-            libc.mallopt(mmap_threshold, 1 << 30)
-            libc.mallopt(trim_threshold, (1 << 31) - 1)
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        if not libc.mallopt(mmap_threshold, 1 << 30):
+            libc.mallopt(mmap_threshold, 1 << 25)  # older versions allow no more
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def _synchronize(device: str) -> None:

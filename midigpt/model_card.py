@@ -81,9 +81,11 @@ def _training(run: dict[str, Any]) -> str:
         facts.append(f"{run['epochs']:.2f} times through the training side")
     weights = {
         "raw": "The weights are those of the last of these steps.",
-        "average": "The weights are averages over the course of training.",
+        "average": "The weights are averages over the last steps of training.",
     }.get(run.get("weights", ""), "")
     settings = "\n".join(f"{name} = {value}" for name, value in _flat(run.get("config", {})))
+    if origin := run.get("config", {}).get("init_from"):
+        weights += f" It went on from another model, {PurePath(origin)}, which has learned from other music before."
     parts = [
         "## Training",
         ", ".join(facts) + "." if facts else "",
@@ -146,7 +148,7 @@ print(tokenizer.decode(model.generate(**start)[0], skip_special_tokens=True))
 _LIMITS = """\
 ## What it must not be taken for
 
-- It knows no music but that of its training side, and imitates that: it has no ear, no taste and no words.
+- It imitates the music it was trained on: it has no ear, no taste and no words.
 - It can repeat passages of that music note for note, also in another key; nothing here prevents or detects it.
 - Intervals leave it unsure of where on the keyboard it is in the long run, and the context is short.
 - Bits per note compare models on the same held-out songs. They do not say whether a take is good.

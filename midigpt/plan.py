@@ -6,6 +6,7 @@ SMALL_TOKENS = 5_000_000  # of training data, from which on `small` pays on a GP
 BASE_TOKENS = 100_000_000
 EVALUATION_SHARE = 0.1  # of a run's time, which evaluating may take
 FEWEST_EVALUATIONS, MOST_EVALUATIONS = 4, 20
+FORGETTING = 0.15  # of the steps of a run that repeats its music often
 AVERAGED = 0.05  # of the steps of a run, over which the averaged weights look back
 MARGIN = 0.02  # of a budget of minutes, kept back
 
@@ -25,11 +26,15 @@ def choose_preset(tokens: int, device: str) -> tuple[str, str]:
     return "base", f"it suits {tokens / 1e6:.0f} M tokens"
 
 
-def regularisation(epochs: float) -> tuple[float, float]:
-    """Dropout and weight decay for a run that sees every token so many times (dev/LOG.md)."""
+def regularisation(epochs: float, max_steps: int, learning_rate: float) -> tuple[float, float]:
+    """Dropout and weight decay for a run of so many steps that sees every token so many times (dev/LOG.md).
+
+    Weights forget over 1 / (learning rate * decay) steps: where the same music comes again and again, over
+    FORGETTING of the run (Wang and Aitchison 2024, arXiv 2405.13698); else so slowly that it hardly matters.
+    """
     if epochs <= 4:
         return 0.0, 0.1
-    return (0.1, 0.1) if epochs <= 12 else (0.2, 0.1)
+    return (0.1, 0.1) if epochs <= 12 else (0.3, max(1 / (FORGETTING * max_steps * learning_rate), 0.1))
 
 
 def learning_rate_factor(step: int, max_steps: int, warmup_steps: int, decay: float) -> float:

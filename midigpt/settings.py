@@ -1,5 +1,6 @@
 """The settings of a training run, each with its default, and which can't be."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from midigpt.files import UserError
 class Shape:
     type: Literal["qwen3", "gpt2"] = "qwen3"
     """Rotary positions, RMSNorm, SwiGLU; or what GPT-2 had."""
-    n_layer: int = 4
+    n_layer: int = 3
     """Layers."""
     n_head: int = 4
     """Attention heads a layer."""
@@ -45,7 +46,7 @@ class Config:
     minutes: float | None = None
     """Time the whole run may take; the schedule ends inside it."""
     # Learning
-    batch_size: int = 16
+    batch_size: int = 8
     """Windows of block_size tokens a step, over all processes."""
     micro_batch_size: int | None = None
     """Windows at once in one process; fewer take less memory and give the same steps."""
@@ -90,6 +91,12 @@ def validate(config: Config) -> None:
     for name in ("epochs", "minutes", "decay", "learning_rate", "adam_learning_rate"):
         if (value := getattr(config, name)) is not None and not value > 0:
             raise UserError(f"--{name.replace('_', '-')} {value} must be more than 0")
+    if config.warmup_steps < 0 or (config.weight_decay is not None and not 0 <= config.weight_decay < math.inf):
+        raise UserError("--warmup-steps and --weight-decay must be at least 0")
+    if config.minutes == math.inf or config.epochs == math.inf:
+        raise UserError("--minutes and --epochs must be finite")
+    if shape.type == "gpt2" and shape.n_kv_head not in (None, shape.n_head):
+        raise UserError("--model.n-kv-head: gpt2 has as many heads of keys and values as of queries; leave it out")
     if config.decay > 1 or (config.dropout is not None and not 0 <= config.dropout < 1):
         raise UserError("--decay must be at most 1, --dropout from 0 to below 1")
     if shape.n_embd % (2 * shape.n_head):

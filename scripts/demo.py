@@ -26,7 +26,7 @@ PIPELINE = (
     "scripts/dataset.py",
     f"scripts/tokenizer.py --vocab-size 256 {HELD_OUT}",
     f"scripts/train_bin.py {HELD_OUT}",
-    "scripts/train.py --config demo --model.block-size 128 --epochs 16",
+    "scripts/train.py --config demo --model.block-size 128 --epochs 30",
     "sample.py --temperature 0.9 --png",
 )
 

@@ -25,7 +25,6 @@ EXPLODED = 1.5  # nats per token above the best so far: a run that has gone wron
 TAKE_NOTES = 64  # of the take at each evaluation
 
 config = parse_config(Config, __doc__)
-validate(config)
 
 # Arguments are read; now what takes seconds to import.
 import copy
@@ -48,7 +47,15 @@ from tqdm import tqdm
 
 from midigpt.batches import Batches
 from midigpt.checkpoint import find_checkpoint, load_checkpoint, load_state, save_checkpoint
-from midigpt.devices import device_name, fast_bf16, keep_freed_memory, peak_flops, pick_device
+from midigpt.devices import (
+    device_name,
+    fast_bf16,
+    find_device,
+    fitting,
+    keep_freed_memory,
+    peak_flops,
+    pick_device,
+)
 from midigpt.evaluate import Evaluation, unigram_bits_per_note
 from midigpt.generate import Drawing, compose
 from midigpt.loggers import open_loggers
@@ -67,60 +74,31 @@ from midigpt.plan import (
 from midigpt.tokenizer import file_sha256, tokenizer_path
 from midigpt.train_data import load_side
 
-# --- processes and device --------------------------------------------------------------------------------
+# --- data and configuration ------------------------------------------------------------------------------
 
 rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # as torchrun sets them
 is_first = rank == 0  # prints and saves
-device = config.device or pick_device()
-if device.partition(":")[0] not in ("cpu", pick_device()):
-    raise UserError(f"--device {device} is not to be had here; {pick_device()} is")
-on_cuda = device.startswith("cuda")
-if world > 1:
-    if on_cuda:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_cuda else "gloo")
-torch.set_float32_matmul_precision("high")
-autocast = torch.autocast(device.split(":")[0], torch.bfloat16) if fast_bf16(device) else nullcontext()
-keep_freed_memory()
-
-
-def summed(*values: float) -> list[float]:
-    """Each value summed over all processes, which meet here."""
-    if world == 1:
-        return [*values]
-    together = torch.tensor(values, dtype=torch.float64, device=device if on_cuda else "cpu")
-    dist.all_reduce(together)
-    return together.tolist()
-
-
-def say(line: str) -> None:
-    if is_first:
-        tqdm.write(line)
-
-
-# --- data ------------------------------------------------------------------------------------------------
-
 train, meta = load_side(config.root, "train")
 val = load_side(config.root, "val")[0]
-
-# --- the configuration, completed ------------------------------------------------------------------------
-
 run_folder = config.root / "train" / "runs" / config.run
 held = lock(run_folder / "lock", f"{run_folder} is being trained already") if is_first else None  # until the end
 latest = find_checkpoint(run_folder / "latest")
 then: dict[str, Any] = read_json(latest / "run.json") if latest else {}  # when that was saved
+if latest and config.init_from and str(config.init_from) != then["config"].get("init_from"):
+    raise UserError(f"{run_folder} was not begun from {config.init_from}; begin a new run with --run NAME")
 origin = load_checkpoint(config.init_from)[0] if config.init_from and not latest else None
 if config.config:
     why = f"as --config {config.config} says"
-elif latest:
-    config, why = parse_config(Config, __doc__, from_table(Config, then["config"], str(latest))), "as it was begun"
-elif origin:
-    table = {"model": {name: value for name, value in asdict(origin.config).items() if name in asdict(config.model)}}
-    config, why = parse_config(Config, __doc__, from_table(Config, table, "")), f"as {config.init_from} has it"
 else:
-    preset, reason = choose_preset(len(train.tokens), device.partition(":")[0])
-    config, why = parse_config(Config, __doc__, load_preset(Config, preset)), f"--config {preset}: {reason}"
+    if latest:
+        default, why = from_table(Config, then["config"], str(latest)), "as it was begun"
+    elif origin:
+        table = {name: value for name, value in asdict(origin.config).items() if name in asdict(config.model)}
+        default, why = from_table(Config, {"model": table}, ""), f"as {config.init_from} has it"
+    else:
+        preset, reason = choose_preset(len(train.tokens), (config.device or pick_device()).partition(":")[0])
+        default, why = load_preset(Config, preset), f"--config {preset}: {reason}"
+    config = parse_config(Config, __doc__, replace(default, root=config.root, run=config.run))
 validate(config)
 shape = config.model
 if given := {name for name in LENGTHS if any(arg.replace("-", "_").startswith(f"__{name}") for arg in sys.argv[1:])}:
@@ -148,7 +126,6 @@ differences = {  # what must stay as it was for a run to go on, in the words of 
 for difference, part in differences.items():
     if then and part(then) != part({"data": meta, "config": as_table(config)}):
         raise UserError(f"{run_folder} was begun with {difference}; begin a new run with --run NAME")
-
 source = latest or config.init_from
 tokenizer_json = source / "tokenizer.json" if source else tokenizer_path(config.root)
 if not tokenizer_json.exists() or file_sha256(tokenizer_json) != meta["tokenizer"]:
@@ -164,6 +141,34 @@ if tokenizer.get_vocab_size() != meta["vocab_size"] or largest >= meta["vocab_si
         f"train.bin or val.bin holds other tokens than the {meta['vocab_size']} that train/meta.json names;"
         f" make them again with: {make(config.root, 'train-bin')}"
     )
+
+# --- device and processes --------------------------------------------------------------------------------
+
+device = find_device(config.device)
+on_cuda = device.startswith("cuda")
+if world > 1:
+    device = f"cuda:{os.environ['LOCAL_RANK']}" if on_cuda else device
+    dist.init_process_group("nccl" if on_cuda else "gloo")
+if on_cuda:
+    torch.cuda.set_device(device)
+torch.set_float32_matmul_precision("high")
+autocast = torch.autocast(device.partition(":")[0], torch.bfloat16) if fast_bf16(device) else nullcontext()
+keep_freed_memory()
+
+
+def summed(*values: float) -> list[float]:
+    """Each value summed over all processes, which meet here."""
+    if world == 1:
+        return [*values]
+    together = torch.tensor(values, dtype=torch.float64, device=device if on_cuda else "cpu")
+    dist.all_reduce(together)
+    return together.tolist()
+
+
+def say(line: str) -> None:
+    if is_first:
+        tqdm.write(line)
+
 
 # --- model and optimizers --------------------------------------------------------------------------------
 
@@ -182,6 +187,9 @@ batch = Batches(train, config.batch_size, shape.block_size, config.seed, device)
 tokens_per_step = config.batch_size * shape.block_size
 rows = config.batch_size // world  # of a batch, that this process takes
 micro = min(config.micro_batch_size or rows, rows)
+
+
+memory_advice = f"--micro-batch-size {max(micro // 2, 1)}, or a smaller --config"
 
 
 def forward_backward(step: int) -> Tensor:
@@ -224,26 +232,30 @@ def planned(done: int, eval_interval: int) -> int:
 
 
 first_step: int = then.get("step", 0)
-if config.minutes is not None:  # how fast is it? Gradients of this trial are thrown away
-    for _ in range(TRIAL_STEPS + 1):
-        started = time.perf_counter()
-        forward_backward(first_step).item()
-        step_seconds = time.perf_counter() - started  # of the last; the first may compile
+eval_interval: int = config.eval_interval or then.get("eval_interval", 0)
+as_before = bool(then) and all(getattr(config, name) == then["config"].get(name) for name in LENGTHS)
+if config.minutes is not None and not as_before:  # how fast is it? Gradients of this trial are thrown away
+    with fitting(memory_advice):
+        for _ in range(TRIAL_STEPS + 1):
+            started = time.perf_counter()
+            forward_backward(first_step).item()
+            step_seconds = time.perf_counter() - started  # of the last; the first may compile
     evaluation_seconds = 2 / 3 * tokens_to_evaluate / tokens_per_step * step_seconds
     model.zero_grad(set_to_none=True)
-eval_interval: int = config.eval_interval or then.get("eval_interval", 0)
-max_steps = planned(first_step, eval_interval or sys.maxsize)
+max_steps = then["max_steps"] if as_before else planned(first_step, eval_interval or sys.maxsize)
 if not eval_interval:
     eval_interval = steps_between_evaluations(max_steps, tokens_per_step, tokens_to_evaluate)
     max_steps = planned(first_step, eval_interval)
 if first_step > max_steps:
     raise UserError(f"{run_folder} has made {first_step} steps already; ask for more, or for a new --run NAME")
 epochs = max_steps * tokens_per_step / len(train.tokens)
-dropout, weight_decay = regularisation(epochs)
+dropout, weight_decay = regularisation(epochs, max_steps, config.learning_rate)
 dropout = dropout if config.dropout is None else config.dropout
 weight_decay = weight_decay if config.weight_decay is None else config.weight_decay
 config = replace(config, dropout=dropout, weight_decay=weight_decay)
 set_dropout(model, dropout)
+if stepped is not model:
+    torch._dynamo.reset()  # the trial was compiled for another share
 optimizers = make_optimizers(model, config.learning_rate, config.adam_learning_rate, weight_decay)
 
 # --- go on with the run, or begin it ---------------------------------------------------------------------
@@ -256,12 +268,18 @@ if latest:
     state = load_state(latest)
     average.load_state_dict({name: state.pop(f"average.{name}") for name in average.state_dict()})
     restore_optimizer_state(model, optimizers, state)
-unigram = unigram_bits_per_note(train, val, meta["vocab_size"]) if val.notes else None
+unigram: float | None = then.get("unigram_bits_per_note")
+if val.notes and unigram is None:
+    unigram = unigram_bits_per_note(train, val, meta["vocab_size"])
+nothing_known = math.log(meta["vocab_size"])  # nats per token if all tokens were alike
 if is_first:
     # Lines of steps that a kill has lost go, as they will be written again; so does a line it has cut short.
     old_lines = metrics_file.read_text().splitlines(keepends=True) if metrics_file.exists() else []
     kept = [line for line in old_lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
     write_text(metrics_file, "".join(kept))
+    # A tokenizer learned anew while this runs is none of it.
+    if tokenizer_json != run_folder / "tokenizer.json":
+        write_text(run_folder / "tokenizer.json", tokenizer_json.read_text(encoding="utf-8"))
 loggers = open_loggers(config.logger, run_folder, config.run, as_table(config), first_step) if is_first else []
 
 
@@ -288,7 +306,9 @@ def save(name: str, weights: str, evaluated: dict[str, Any] | None) -> None:
     if name == "latest":
         state = optimizer_state(model, optimizers)
         state |= {f"average.{weight}": tensor for weight, tensor in average.state_dict().items()}
-    save_checkpoint(run_folder / name, average if weights == "average" else model, tokenizer_json, run, state)
+    save_checkpoint(
+        run_folder / name, average if weights == "average" else model, run_folder / "tokenizer.json", run, state
+    )
 
 
 def fail_if_gone_wrong(loss: float, limit: float) -> None:
@@ -322,7 +342,6 @@ def ask_to_stop(number: int, frame: FrameType | None) -> None:
     if stop and number == signal.SIGINT:
         raise KeyboardInterrupt
     stop = True
-    say("stopping after this step; once more to stop at once, without saving")
 
 
 signal.signal(signal.SIGINT, ask_to_stop)
@@ -341,6 +360,7 @@ say(f"  MFU is of {peak * world / 1e12:.1f} TFLOP/s, {peak_source}; a token take
 logged = time.perf_counter()
 saved_at = logged if latest else None
 losses: list[Tensor] = []  # since the last line of the log
+is_settled = False  # the first interval may compile, and says little of the speed
 done = first_step
 bar = tqdm(desc="train", total=max_steps, initial=first_step, unit="step", disable=None if is_first else True)
 while done < max_steps:
@@ -348,20 +368,14 @@ while done < max_steps:
     for group in groups(optimizers):
         group["lr"] = group["peak"] * factor
     torch.manual_seed(np.random.SeedSequence([config.seed, done, rank]).generate_state(1)[0])  # dropout's
-    try:
-        loss = forward_backward(done)
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"{micro} windows at once don't fit into the memory of {device_name(device)}; take fewer:"
-            f" --micro-batch-size {max(micro // 2, 1)}, or a smaller --config"
-        ) from None
-    torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    with fitting(memory_advice):
+        losses.append(forward_backward(done))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         torch._foreach_lerp_([*average.parameters()], [*model.parameters()], averaging_weight(done, max_steps))
-    losses.append(loss)
     done += 1
     bar.update()
 
@@ -374,12 +388,14 @@ while done < max_steps:
     loss_sum, worst_sum, stops = summed(so_far.mean().item(), so_far.max().item(), stop)
     train_loss, worst, stopping = loss_sum / world, worst_sum / world, stops > 0
     now = time.perf_counter()
-    fail_if_gone_wrong(train_loss, lowest + EXPLODED)
-    fail_if_gone_wrong(worst, lowest + 2 * EXPLODED)
+    fail_if_gone_wrong(train_loss, max(lowest + EXPLODED, nothing_known))
+    fail_if_gone_wrong(worst, max(lowest, nothing_known) + EXPLODED)
+    if not torch.stack(torch._foreach_norm([*model.parameters()])).isfinite().all():
+        fail_if_gone_wrong(math.nan, math.inf)
     lowest = min(lowest, train_loss)
     step_seconds = (now - logged) / len(losses)
     speed = tokens_per_step / step_seconds
-    if config.minutes is not None:
+    if config.minutes is not None and is_settled:
         more_or_less = planned(done, eval_interval)
         # Once the learning rate falls, a run may become shorter, but not longer.
         max_steps = min(max_steps, more_or_less) if is_decaying(done, max_steps, config.decay) else more_or_less
@@ -403,9 +419,9 @@ while done < max_steps:
     is_best = False
     if evaluates and evaluation:
         started = time.perf_counter()
-        raw, averaged = evaluation(model, device, autocast), evaluation(average, device, autocast)
-        evaluation_seconds = time.perf_counter() - started
-        fail_if_gone_wrong(raw.nats_per_token, 2 * math.log(meta["vocab_size"]))  # far worse than knowing nothing
+        with fitting(memory_advice):
+            raw, averaged = evaluation(model, device, autocast), evaluation(average, device, autocast)
+        fail_if_gone_wrong(raw.nats_per_token, 2 * math.log(meta["vocab_size"]))
         record |= {
             "val_loss": raw.nats_per_token,
             "val_bits_per_note": raw.bits_per_note,
@@ -414,13 +430,14 @@ while done < max_steps:
         }
         better = averaged if averaged.nats_per_token < raw.nats_per_token else raw
         record["bits_per_note_by_position"] = better.by_position
+        if is_first and (take := write_take()):
+            record["take"] = take
+        evaluation_seconds = time.perf_counter() - started
         line += f"  held out: {raw.bits_per_note:.3f} bits per note, averaged weights {averaged.bits_per_note:.3f}"
         is_best = best is None or better.bits_per_note < best["bits_per_note"]
         if is_best:
             best = {"step": done, "weights": "average" if better is averaged else "raw", **asdict(better)}
     if is_first:
-        if evaluates and (take := write_take()):
-            record["take"] = take
         append_line(metrics_file, json.dumps(record))
         for logger in loggers:
             logger.log(record)
@@ -431,6 +448,7 @@ while done < max_steps:
             saved_at = now
     say(line)
     logged = time.perf_counter()
+    is_settled = True
     if stopping:
         break
 bar.close()

@@ -43,8 +43,11 @@ def test_the_size_follows_the_music_and_the_device(tokens: int, device: str) -> 
 
 
 def test_more_epochs_are_regularised_more() -> None:
-    dropouts = [regularisation(epochs)[0] for epochs in (0.5, 3, 8, 20, 100)]
-    assert dropouts == sorted(dropouts) and dropouts[0] < dropouts[-1]
+    dropouts, decays = zip(*(regularisation(epochs, 1000, 0.002) for epochs in (0.5, 3, 8, 20, 100)), strict=True)
+    for figures in (dropouts, decays):
+        assert [*figures] == sorted(figures) and figures[0] < figures[-1]
+    assert regularisation(20, 1000, 0.002)[1] == pytest.approx(1 / (0.15 * 1000 * 0.002))
+    assert regularisation(20, 10**6, 0.002)[1] == 0.1
 
 
 def test_evaluations_take_a_tenth_of_the_time_but_are_neither_too_few_nor_too_many() -> None:

@@ -72,7 +72,8 @@ def test_training_learns_and_leaves_a_run(trained: Path) -> None:
         assert last[f"{kind}val_bits_per_note"] == pytest.approx(bits)
     assert last["val_loss"] != last["average_val_loss"]
     run = trained / "train" / "runs" / "default"
-    assert {path.name for path in run.iterdir()} == {"latest", "best", "metrics.jsonl", "takes", "lock"}
+    files = {"latest", "best", "metrics.jsonl", "takes", "lock", "tokenizer.json"}
+    assert {path.name for path in run.iterdir()} == files
     best = json.loads((run / "best" / "run.json").read_text())
     least = min(min(record["val_loss"], record["average_val_loss"]) for record in evaluated)
     assert best["best"]["nats_per_token"] == least
@@ -117,6 +118,8 @@ def test_a_run_ends_inside_its_minutes_with_its_schedule_done(work: Path) -> Non
     assert "finished" in out and "as many as fit into 0.3 minutes" in out
     assert last["learning_rate"] < 0.05 * max(record["learning_rate"] for record in metrics(work))
     assert "val_loss" in last
+    again = ok(run_script(TRAIN, "--root", work, *TINY, "--minutes", "0.3"))
+    assert f"step {last['step']} of {last['step']}, finished" in again and metrics(work)[-1] == last
 
 
 def test_the_shortest_of_the_lengths_counts(work: Path) -> None:
@@ -253,6 +256,8 @@ def test_runs_that_do_not_fit_are_refused(trained: Path) -> None:
     assert "begun with another shape" in refusal(run_script(TRAIN, *flags, "--model.n-layer", "2"))
     assert "begun with another batch size" in refusal(run_script(TRAIN, *flags, "--batch-size", "2"))
     assert "begun with another seed" in refusal(run_script(TRAIN, *flags, "--seed", "2"))
+    best = trained / "train" / "runs" / "default" / "best"
+    assert "was not begun from" in refusal(run_script(TRAIN, *flags, "--init-from", best))
     assert "has made 150 steps already" in refusal(run_script(TRAIN, *flags, "--max-steps", "100"))
 
 
@@ -329,7 +334,7 @@ def test_too_little_memory_on_the_device_is_told(work: Path, monkeypatch: pytest
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     hook = sys.excepthook
     try:
-        with pytest.raises(Exception, match=r"4 windows at once don't fit.*--micro-batch-size 2"):
+        with pytest.raises(Exception, match=r"don't fit into the device's memory; try --micro-batch-size 2"):
             runpy.run_path(str(PROJECT / TRAIN))
     finally:
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
