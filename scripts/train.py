@@ -468,4 +468,5 @@ else:
     )
 say(f"train: step {done} of {max_steps}, {ending}; {result}; {seconds() / 60:.1f} min; in {run_folder}")
 if world > 1:
+    dist.barrier()  # who goes while the first still saves may be aborted
     dist.destroy_process_group()
