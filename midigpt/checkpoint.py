@@ -90,6 +90,8 @@ def _write(
     for name, value in values.items():
         (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card(run, model.config), encoding="utf-8")
+    for path in folder.glob("*.safetensors"):  # which only their owner could read
+        path.chmod((folder / "run.json").stat().st_mode)
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -94,6 +94,11 @@ def as_table(config: Any) -> dict[str, Any]:
     }
 
 
+def as_words(table: dict[str, Any]) -> str:
+    """A table on one line, without what is not set."""
+    return ", ".join(f"{name} {value}" for name, value in table.items() if value is not None)
+
+
 def _fill(default: Any, table: dict[str, Any], names: list[str], shown: str, prefix: str) -> Any:
     """`default` with the values of a table; `names` are all settings there are, dotted."""
     hints = typing.get_type_hints(type(default))

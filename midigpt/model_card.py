@@ -85,7 +85,8 @@ def _training(run: dict[str, Any]) -> str:
     }.get(run.get("weights", ""), "")
     settings = "\n".join(f"{name} = {value}" for name, value in _flat(run.get("config", {})))
     if origin := run.get("config", {}).get("init_from"):
-        weights += f" It went on from another model, {PurePath(origin)}, which has learned from other music before."
+        name = "/".join(PurePath(origin).parts[-2:])
+        weights += f" It went on from another model ({name}), which had learned from other music."
     parts = [
         "## Training",
         ", ".join(facts) + "." if facts else "",

@@ -97,8 +97,12 @@ def validate(config: Config) -> None:
         raise UserError("--minutes and --epochs must be finite")
     if shape.type == "gpt2" and shape.n_kv_head not in (None, shape.n_head):
         raise UserError("--model.n-kv-head: gpt2 has as many heads of keys and values as of queries; leave it out")
-    if config.decay > 1 or (config.dropout is not None and not 0 <= config.dropout < 1):
-        raise UserError("--decay must be at most 1, --dropout from 0 to below 1")
+    if config.decay > 1:
+        raise UserError(f"--decay {config.decay} must be at most 1")
+    if config.dropout is not None and not 0 <= config.dropout < 1:
+        raise UserError(f"--dropout {config.dropout} must be from 0 to below 1")
+    if Path(config.run).name != config.run:
+        raise UserError(f"--run {config.run} must be a plain name: it becomes a folder in train/runs")
     if shape.n_embd % (2 * shape.n_head):
         raise UserError(f"--model.n-embd {shape.n_embd} is not a multiple of twice --model.n-head {shape.n_head}")
     if shape.n_head % (shape.n_kv_head or shape.n_head):

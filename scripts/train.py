@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
-from midigpt.config import as_table, from_table, load_preset, parse_config
+from midigpt.config import as_table, as_words, from_table, load_preset, parse_config
 from midigpt.files import UserError, append_line, lock, make, read_json, write_text
 from midigpt.settings import Config, validate
 
@@ -119,16 +119,22 @@ if config.batch_size % (world * (config.micro_batch_size or 1)):
 differences = {  # what must stay as it was for a run to go on, in the words of a refusal
     "another tokenizer": lambda run: run["data"]["tokenizer"],
     "other songs": lambda run: [run["data"]["train"], run["data"]["val"]],
-    f"another shape than {shape}": lambda run: run["config"]["model"],
+    f"another shape than {as_words(as_table(shape))}": lambda run: run["config"]["model"],
     f"another batch size than {config.batch_size}": lambda run: run["config"]["batch_size"],
     f"another seed than {config.seed}": lambda run: run["config"]["seed"],
 }
 for difference, part in differences.items():
     if then and part(then) != part({"data": meta, "config": as_table(config)}):
-        raise UserError(f"{run_folder} was begun with {difference}; begin a new run with --run NAME")
+        begun = as_words(then["config"]["model"])
+        raise UserError(f"{run_folder} was begun with {difference} (it has {begun}); begin a new run with --run NAME")
 source = latest or config.init_from
 tokenizer_json = source / "tokenizer.json" if source else tokenizer_path(config.root)
-if not tokenizer_json.exists() or file_sha256(tokenizer_json) != meta["tokenizer"]:
+if not tokenizer_json.exists():
+    raise UserError(
+        f"{tokenizer_json} does not exist; name the --init-from whose tokenizer made train.bin, or learn a tokenizer"
+        f" of your own: {make(config.root, 'tokenizer', 'train-bin')}"
+    )
+if file_sha256(tokenizer_json) != meta["tokenizer"]:
     flags = f' ARGS="--init-from {config.init_from}"' if config.init_from else ""
     raise UserError(
         f"train.bin was made with another tokenizer than {tokenizer_json};"
@@ -176,7 +182,9 @@ torch.manual_seed(config.seed)
 model = build_model(model_config(shape, meta["vocab_size"])).to(device)
 if origin:
     if origin.config != model.config:
-        raise UserError(f"{config.init_from} has another shape than the flags ask for: {origin.config}")
+        raise UserError(
+            f"{config.init_from} has another shape than the flags ask for: {as_words(asdict(origin.config))}"
+        )
     model.load_state_dict(origin.state_dict())
 average = copy.deepcopy(model).requires_grad_(False).eval()  # of the weights, over the last steps
 stepped: torch.nn.Module = torch.compile(model) if config.compile or (config.compile is None and on_cuda) else model
@@ -249,7 +257,7 @@ if not eval_interval:
 if first_step > max_steps:
     raise UserError(f"{run_folder} has made {first_step} steps already; ask for more, or for a new --run NAME")
 epochs = max_steps * tokens_per_step / len(train.tokens)
-dropout, weight_decay = regularisation(epochs, max_steps, config.learning_rate)
+dropout, weight_decay = regularisation(epochs, max_steps, config.learning_rate, config.init_from is not None)
 dropout = dropout if config.dropout is None else config.dropout
 weight_decay = weight_decay if config.weight_decay is None else config.weight_decay
 config = replace(config, dropout=dropout, weight_decay=weight_decay)
@@ -295,7 +303,7 @@ def save(name: str, weights: str, evaluated: dict[str, Any] | None) -> None:
         "evaluation": evaluated,
         "unigram_bits_per_note": unigram,
         "data": meta,
-        "config": as_table(config),
+        "config": {name: value for name, value in as_table(config).items() if name != "root"},
         # for going on
         "best": best,
         "lowest_loss": lowest,
@@ -362,6 +370,12 @@ saved_at = logged if latest else None
 losses: list[Tensor] = []  # since the last line of the log
 is_settled = False  # the first interval may compile, and says little of the speed
 done = first_step
+if origin and evaluation:  # what training has to beat
+    found = evaluation(model, device, autocast)
+    best = {"step": 0, "weights": "raw", **asdict(found)}
+    say(f"  before training: {found.bits_per_note:.3f} bits per note on the held-out songs")
+    if is_first:
+        save("best", "raw", None)
 bar = tqdm(desc="train", total=max_steps, initial=first_step, unit="step", disable=None if is_first else True)
 while done < max_steps:
     factor = learning_rate_factor(done, max_steps, config.warmup_steps, config.decay)
@@ -455,7 +469,8 @@ bar.close()
 for logger in loggers:
     logger.close()
 
-ending = "finished" if done >= max_steps else "stopped; the same command goes on"
+ending = "finished" + (" before; --epochs, --minutes or --max-steps make it longer" if done == first_step else "")
+ending = ending if done >= max_steps else "stopped; the same command goes on"
 if not evaluation:
     result = "no song is held out, so nothing tells how well it does"
 elif best is None:

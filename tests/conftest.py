@@ -148,5 +148,6 @@ def work(prepared: Path, tmp_path: Path) -> Path:
 def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = Path(shutil.copytree(prepared, tmp_path_factory.mktemp("trained") / "work"))
     flags = (*TINY, "--max-steps", "150", "--eval-interval", "75", "--learning-rate", "2e-2", "--warmup-steps", "10")
+    flags = (*flags, "--dropout", "0", "--weight-decay", "0.1")
     ok(run_script("scripts/train.py", "--root", root, *flags))
     return root

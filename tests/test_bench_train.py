@@ -265,7 +265,9 @@ def test_a_preset_that_does_not_fit_is_tried_with_less(monkeypatch: pytest.Monke
     for module in (midigpt.config, train_presets):
         monkeypatch.setattr(module, "PRESETS", tmp_path)
     assert train_presets.presets() == ["large", "wrong"]
-    assert train_learning.preset_shape("large", 80) == replace(DEFAULT, vocab_size=80, n_embd=64, batch_size=40)
+    assert train_learning.preset_shape("large", 80) == replace(
+        DEFAULT, vocab_size=80, n_layer=3, n_embd=64, batch_size=40
+    )
 
     def start(root: Path, name: str, device: str, batch_size: int) -> dict[str, Any]:
         error = "can't allocate memory: you tried" if name == "large" and batch_size > 2 else "a mistake"

@@ -207,6 +207,7 @@ def test_what_is_saved_is_on_the_disk_before_it_gets_its_name(
     save_checkpoint(tmp_path / "latest", build_model(CONFIG), tokenizer_json, RUN, {"a": torch.ones(1)})
     files = {path.name for path in (tmp_path / "latest").iterdir()}
     assert files > {"model.safetensors", "state.safetensors", "run.json", "README.md"}
+    assert len({path.stat().st_mode for path in (tmp_path / "latest").iterdir()}) == 1  # who reads one can read all
     assert set(done[:-3]) == files and done[-3:] == [".latest.tmp", ".latest.tmp -> latest", tmp_path.name]
 
 
@@ -266,7 +267,7 @@ def test_a_card_names_shape_and_weights() -> None:
     average = RUN | {"weights": "average"}
     card = model_card(average, SHAPES["grouped"])
     assert "Qwen3, 2 layers, 32 wide, 4 heads (2 of keys and values), " in card
-    assert "**4.125 bits**" in card and "averages over the course" in card
+    assert "**4.125 bits**" in card and "averages over the last steps" in card
     assert "GPT-2, 2 layers, 32 wide, 4 heads, " in model_card(RUN, SHAPES["gpt2"])
     parameters = random_model(SHAPES["gpt2"]).parameter_count()
     assert f"{parameters:,} parameters" in model_card(RUN, SHAPES["gpt2"])

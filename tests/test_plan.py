@@ -48,6 +48,7 @@ def test_more_epochs_are_regularised_more() -> None:
         assert [*figures] == sorted(figures) and figures[0] < figures[-1]
     assert regularisation(20, 1000, 0.002)[1] == pytest.approx(1 / (0.15 * 1000 * 0.002))
     assert regularisation(20, 10**6, 0.002)[1] == 0.1
+    assert regularisation(20, 100, 0.002, has_learned=True) == (0.1, 0.1)
 
 
 def test_evaluations_take_a_tenth_of_the_time_but_are_neither_too_few_nor_too_many() -> None:

@@ -120,7 +120,7 @@ def test_a_run_ends_inside_its_minutes_with_its_schedule_done(work: Path) -> Non
     assert last["learning_rate"] < 0.05 * max(record["learning_rate"] for record in metrics(work))
     assert "val_loss" in last
     again = ok(run_script(TRAIN, "--root", work, *TINY, "--minutes", "0.3"))
-    assert f"step {last['step']} of {last['step']}, finished" in again and metrics(work)[-1] == last
+    assert f"step {last['step']} of {last['step']}, finished before" in again and metrics(work)[-1] == last
 
 
 def test_the_shortest_of_the_lengths_counts(work: Path) -> None:
@@ -247,6 +247,7 @@ def test_a_run_begins_from_another_ones_weights_and_tokenizer(trained: Path, tmp
     assert (tuned / "tokenizer.json").read_bytes() == (best / "tokenizer.json").read_bytes()
     before = json.loads((best / "run.json").read_text())["best"]["nats_per_token"]
     assert metrics(tmp_path)[0]["train_loss"] < before + 0.5  # it has not begun anew
+    assert "before training: " in out
     assert "has another shape" in refusal(run_script(TRAIN, *flags, "--run", "two", "--model.n-layer", "3"))
 
 
@@ -259,6 +260,7 @@ def test_runs_that_do_not_fit_are_refused(trained: Path) -> None:
     assert "begun with another batch size" in refusal(run_script(TRAIN, *flags, "--batch-size", "2"))
     assert "begun with another seed" in refusal(run_script(TRAIN, *flags, "--seed", "2"))
     best = trained / "train" / "runs" / "default" / "best"
+    assert "must be a plain name" in refusal(run_script(TRAIN, "--root", trained, "--run", "../other"))
     assert "was not begun from" in refusal(run_script(TRAIN, *flags, "--init-from", best))
     assert "has made 150 steps already" in refusal(run_script(TRAIN, *flags, "--max-steps", "100"))
 
