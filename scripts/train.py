@@ -119,14 +119,13 @@ if config.batch_size % (world * (config.micro_batch_size or 1)):
 differences = {  # what must stay as it was for a run to go on, in the words of a refusal
     "another tokenizer": lambda run: run["data"]["tokenizer"],
     "other songs": lambda run: [run["data"]["train"], run["data"]["val"]],
-    f"another shape than {as_words(as_table(shape))}": lambda run: run["config"]["model"],
+    f"another shape ({as_words(then['config']['model']) if then else ''})": lambda run: run["config"]["model"],
     f"another batch size than {config.batch_size}": lambda run: run["config"]["batch_size"],
     f"another seed than {config.seed}": lambda run: run["config"]["seed"],
 }
 for difference, part in differences.items():
     if then and part(then) != part({"data": meta, "config": as_table(config)}):
-        begun = as_words(then["config"]["model"])
-        raise UserError(f"{run_folder} was begun with {difference} (it has {begun}); begin a new run with --run NAME")
+        raise UserError(f"{run_folder} was begun with {difference}; begin a new run with --run NAME")
 source = latest or config.init_from
 tokenizer_json = source / "tokenizer.json" if source else tokenizer_path(config.root)
 if not tokenizer_json.exists():
