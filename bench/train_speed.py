@@ -8,7 +8,6 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -21,9 +20,9 @@ from nanogpt import Shape
 
 from midigpt import settings
 from midigpt.batches import Batches
-from midigpt.devices import fast_bf16, keep_freed_memory
+from midigpt.devices import autocast, fast_bf16, keep_freed_memory
 from midigpt.model import build_model, flops_per_token, model_config
-from midigpt.optimizer import make_optimizers
+from midigpt.optimizer import make_optimizers, update
 from midigpt.tokenizer import DTYPE
 from midigpt.train_data import Side, load_side
 
@@ -63,21 +62,16 @@ def our_step(kind: ModelType, shape: Shape, side: Side, device: str) -> Step:
     average = copy.deepcopy(model).requires_grad_(False)
     stepped = torch.compile(model) if device.startswith("cuda") else model
     optimizers = make_optimizers(model, config.learning_rate, config.adam_learning_rate, weight_decay=0.1)
-    autocast = torch.autocast(device.split(":")[0], torch.bfloat16) if fast_bf16(device) else nullcontext()
+    precision = autocast(device)
     batch = Batches(side, shape.batch_size, shape.block_size, 0, device)
 
     def step(number: int) -> None:
         x, y = batch(number)
         positions = torch.arange(shape.block_size, device=device)[None]  # (1, T)
-        with autocast:
+        with precision:
             loss = stepped(x, positions, targets=y)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            torch._foreach_lerp_([*average.parameters()], [*model.parameters()], 0.01)
+        update(model, optimizers, average, averaging=0.01)
 
     return Step(step, model.parameter_count(), flops_per_token(model.config))
 

@@ -5,7 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 
 import torch
@@ -71,6 +71,11 @@ def fast_bf16(device: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     abilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # of torch 2.13 and later
     return device.startswith("cpu") and (abilities.get("avx512_bf16", False) or abilities.get("amx_bf16", False))
+
+
+def autocast(device: str) -> AbstractContextManager:
+    """What a model's forward pass runs in: bfloat16 products where they are fast, else everything as it is."""
+    return torch.autocast(device.partition(":")[0], torch.bfloat16) if fast_bf16(device) else nullcontext()
 
 
 def peak_flops(device: str) -> tuple[float, str]:

@@ -5,7 +5,6 @@ tokens and headers are given and not counted. Unlike loss per token it compares 
 """
 
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import nn
 
+from midigpt.kernels import IGNORED
 from midigpt.tokenizer import START
 from midigpt.train_data import Side, line_tokens
 
@@ -51,13 +51,14 @@ class Evaluation:
         of_piece = before - before[val.docs[:, 0]][document]  # (N,) notes of its document before each token
         self._bucket = np.searchsorted(POSITIONS, of_piece, side="right") - 1
         self._notes = np.bincount(self._bucket, notes, len(POSITIONS))
+        self._line_tokens = len(line_tokens(val))
 
     def __call__(self, model: nn.Module, device: str, autocast: AbstractContextManager) -> Figures:
         """Let a model read all documents, each from its start. Every process reads its share of them."""
         nats = token_nats(model, self.val, self.windows, device, autocast)
         total, bits = float(nats.sum(dtype=np.float64)), np.bincount(self._bucket, nats, len(POSITIONS)) / math.log(2)
         return Figures(
-            nats_per_token=total / len(line_tokens(self.val)),
+            nats_per_token=total / self._line_tokens,
             bits_per_note=total / math.log(2) / self.val.notes,
             by_position={str(p): bits[i] / n for i, (p, n) in enumerate(zip(POSITIONS, self._notes, strict=True)) if n},
         )
@@ -65,17 +66,11 @@ class Evaluation:
 
 @torch.no_grad()
 def token_nats(
-    model: nn.Module,
-    side: Side,
-    windows: Windows,
-    device: str,
-    autocast: AbstractContextManager,
-    progress: Callable[[int], object] = lambda windows: None,
+    model: nn.Module, side: Side, windows: Windows, device: str, autocast: AbstractContextManager
 ) -> Nats:
     """The code length of each token under the model, (N,); zero for start tokens and headers, which are given.
 
-    Of several processes each reads every n-th window; all return the whole. `progress` is told how many windows
-    were read.
+    Of several processes each reads every n-th window; all return the whole.
     """
     was_training = model.training
     model.eval()
@@ -88,7 +83,7 @@ def token_nats(
         longest = mine[first][1] - mine[first][0] - 1  # windows are ordered by length, the longest first
         rows = mine[first : first + max(LOGITS_AT_ONCE // (vocab_size * longest), 1)]
         x = torch.zeros(len(rows), longest, dtype=torch.long)
-        y = torch.full((len(rows), longest), -100)  # -100: not counted
+        y = torch.full((len(rows), longest), IGNORED)
         place = torch.zeros(len(rows), longest, dtype=torch.long)
         for row, (start, end, counted) in enumerate(rows):
             tokens = torch.from_numpy(side.tokens[start:end].astype(np.int64))
@@ -99,10 +94,9 @@ def token_nats(
         x, y, place = x.to(device), y.to(device), place.to(device)
         with autocast:
             logits = model(x, torch.arange(longest, device=device)[None])
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), reduction="none")
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), ignore_index=IGNORED, reduction="none")
         nats.index_add_(0, place.flatten(), loss)
         first += len(rows)
-        progress(len(rows))
     model.train(was_training)
     if world > 1:
         dist.all_reduce(nats)

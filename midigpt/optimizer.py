@@ -18,6 +18,7 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315
 ITERATIONS = 5
 EPS = 1e-7
 UPDATE_RMS = 0.2  # of an update at a learning rate of 1, as AdamW's: Liu et al. 2025, arXiv 2502.16982
+GRAD_CLIP = 1.0  # the largest norm of the gradient
 ADAM_BETAS = 0.9, 0.99  # nanoGPT's for small batches
 
 
@@ -88,6 +89,18 @@ def make_optimizers(
     for group in groups(optimizers):
         group["peak"] = group["lr"]
     return optimizers
+
+
+def update(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], average: nn.Module, averaging: float
+) -> None:
+    """Apply the gradient and forget it; the weights of `average` move towards the new ones by a share `averaging`."""
+    torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        torch._foreach_lerp_([*average.parameters()], [*model.parameters()], averaging)
 
 
 def groups(optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, Any]]:

@@ -18,7 +18,6 @@ BEGUN = time.perf_counter()
 
 EPOCHS, MINUTES = 20.0, 30.0  # where no length is given
 LENGTHS = {"max_steps", "epochs", "minutes"}
-GRAD_CLIP = 1.0  # the largest norm of the gradient
 TRIAL_STEPS = 3  # to find the speed
 SAVE_SECONDS = 300  # between savings of latest/, so that a power cut costs minutes
 EXPLODED = 1.5  # nats per token above the best so far: a run that has gone wrong
@@ -48,8 +47,8 @@ from tqdm import tqdm
 from midigpt.batches import Batches
 from midigpt.checkpoint import find_checkpoint, load_checkpoint, load_state, save_checkpoint
 from midigpt.devices import (
+    autocast,
     device_name,
-    fast_bf16,
     find_device,
     fitting,
     keep_freed_memory,
@@ -61,7 +60,7 @@ from midigpt.generate import Drawing, compose
 from midigpt.loggers import open_loggers
 from midigpt.midi import write_midi
 from midigpt.model import build_model, flops_per_token, model_config, set_dropout
-from midigpt.optimizer import groups, make_optimizers, optimizer_state, restore_optimizer_state
+from midigpt.optimizer import groups, make_optimizers, optimizer_state, restore_optimizer_state, update
 from midigpt.plan import (
     averaging_weight,
     choose_preset,
@@ -157,7 +156,7 @@ if world > 1:
 if on_cuda:
     torch.cuda.set_device(device)
 torch.set_float32_matmul_precision("high")
-autocast = torch.autocast(device.partition(":")[0], torch.bfloat16) if fast_bf16(device) else nullcontext()
+precision = autocast(device)
 keep_freed_memory()
 
 
@@ -194,8 +193,6 @@ batch = Batches(train, config.batch_size, shape.block_size, config.seed, device)
 tokens_per_step = config.batch_size * shape.block_size
 rows = config.batch_size // world  # of a batch, that this process takes
 micro = min(config.micro_batch_size or rows, rows)
-
-
 memory_advice = f"--micro-batch-size {max(micro // 2, 1)}, or a smaller --config"
 
 
@@ -207,7 +204,7 @@ def forward_backward(step: int) -> Tensor:
     for first in range(0, rows, micro):
         last = first + micro >= rows
         with nullcontext() if last or world == 1 else stepped.no_sync():
-            with autocast:
+            with precision:
                 loss = stepped(x[first : first + micro], positions, targets=y[first : first + micro]) * (micro / rows)
             loss.backward()
         total += loss.detach()
@@ -370,7 +367,7 @@ losses: list[Tensor] = []  # since the last line of the log
 is_settled = False  # the first interval may compile, and says little of the speed
 done = first_step
 if origin and evaluation:  # what training has to beat
-    found = evaluation(model, device, autocast)
+    found = evaluation(model, device, precision)
     best = {"step": 0, "weights": "raw", **asdict(found)}
     say(f"  before training: {found.bits_per_note:.3f} bits per note on the held-out songs")
     if is_first:
@@ -383,12 +380,7 @@ while done < max_steps:
     torch.manual_seed(np.random.SeedSequence([config.seed, done, rank]).generate_state(1)[0])  # dropout's
     with fitting(memory_advice):
         losses.append(forward_backward(done))
-        torch.nn.utils.clip_grad_norm_(model.parameters(), GRAD_CLIP)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        torch._foreach_lerp_([*average.parameters()], [*model.parameters()], averaging_weight(done, max_steps))
+        update(model, optimizers, average, averaging_weight(done, max_steps))
     done += 1
     bar.update()
 
@@ -433,8 +425,8 @@ while done < max_steps:
     if evaluates and evaluation:
         started = time.perf_counter()
         with fitting(memory_advice):
-            raw, averaged = evaluation(model, device, autocast), evaluation(average, device, autocast)
-        fail_if_gone_wrong(raw.nats_per_token, 2 * math.log(meta["vocab_size"]))
+            raw, averaged = evaluation(model, device, precision), evaluation(average, device, precision)
+        fail_if_gone_wrong(raw.nats_per_token, 2 * nothing_known)
         record |= {
             "val_loss": raw.nats_per_token,
             "val_bits_per_note": raw.bits_per_note,
