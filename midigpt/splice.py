@@ -85,7 +85,7 @@ def continue_midi(prompt: Prompt, cut: int, parts: Mapping[int, Track], texts: S
     try:
         heads = [_read_head(number, chunk, last) for number, chunk in enumerate(c for c in chunks if _is_track(c))]
         events = _new_events(prompt, cut, parts, heads)
-        end = max((tick for tick, *_ in events[0]), default=heads[0].tick)
+        end = max([cut // unit, *(tick for tick, *_ in events[0])])
         events[0] += [(end, _CLOSING, _text(text)) for text in texts]
         bodies = [_body(head, more, cut // unit) for head, more in zip(heads, events, strict=True)]
     except MidiError as error:
