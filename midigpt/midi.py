@@ -74,6 +74,21 @@ def read_midi(source: Path | bytes) -> Score:
     return Score(ticks_per_beat, tracks, 120.0 if is_smpte else _first_tempo(parsed), _first_meter(parsed))
 
 
+def read_tempos(source: Path | bytes) -> tuple[IntArray, NDArray[np.float64]]:
+    """The tempo map of a file on the clock of its Score: from tick[i] on, a beat lasts beat_seconds[i]; both (T,).
+
+    The first holds from tick 0. SMPTE time has 120 BPM throughout. Raises what read_midi does.
+    """
+    _, division, chunks = split_file(source if isinstance(source, bytes) else source.read_bytes())
+    tempos = [(0, 500_000)]
+    if not clock(division)[2]:
+        for chunk in map(readable, chunks):
+            found = symusic.Score.from_midi(_HEADER + chunk).tempos
+            tempos += [(tempo.time, tempo.mspq) for tempo in found if tempo.mspq > 0]
+    tempos.sort(key=lambda tempo: tempo[0])  # of those at one tick the last holds
+    return np.array([tick for tick, _ in tempos], np.int64), np.array([mspq for _, mspq in tempos]) / 1e6
+
+
 def _tracks(parts: list[_Part], events: list[Events], tick_factor: int, are_patterns: bool) -> tuple[Track, ...]:
     """A Track for each part. In patterns (format 2), what one chunk sets does not hold in another."""
     notes = _joined(parts)
