@@ -50,7 +50,9 @@ class Args:
     png: bool = False
     """Draw a piano roll beside each take."""
     wav: bool = False
-    """Render each take with fluidsynth, where that is installed."""
+    """Render each take as sound beside it, by fluidsynth or the best there is instead."""
+    play: bool = False
+    """Play each take; Ctrl-C stops it."""
     out: Path | None = None
     """Folder for the takes (default: out/ of the working folder); nothing in it is overwritten."""
 
@@ -64,10 +66,9 @@ def main(args: Args) -> None:
     from midigpt.generate import Drawing
     from midigpt.language import normalise
     from midigpt.midi import load_midi
-    from midigpt.show import draw_piano_roll, find_renderer, render_wav
+    from midigpt.show import draw_piano_roll
+    from midigpt.sound import play, render_wav
 
-    if args.wav:
-        find_renderer()  # or say so before anything is written
     runs = args.root / "train" / "runs" / args.run
     folder = args.model or find_checkpoint(runs / "best") or find_checkpoint(runs / "latest")
     if folder is None:
@@ -86,9 +87,11 @@ def main(args: Args) -> None:
         if args.png:
             draw_piano_roll(score, path.with_suffix(".png"), path.name)
         if args.wav:
-            render_wav(path, path.with_suffix(".wav"))
+            tqdm.write(f"  sound by {render_wav(path, path.with_suffix('.wav'))}")
         seconds = score.end / score.ticks_per_beat * 60 / score.tempo_bpm
         tqdm.write(f"{path}: {score.notes} notes, {seconds:.0f} s, seed {seed + take}")
+        if args.play:
+            tqdm.write(f"  played by {play(path)}")
     print(f"sample: {args.takes} takes by {folder} in {out}")
 
 

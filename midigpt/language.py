@@ -105,7 +105,7 @@ def _normal_notes(tracks: Sequence[Track], ticks_per_beat: IntArray) -> _Notes:
     end = onset + duration
     for (start, stop), track in zip(_bounds(part, len(tracks)), tracks, strict=True):
         if len(track.pedal) and not track.is_drum:
-            end[start:stop] = _held(end[start:stop], track.pedal)
+            end[start:stop] = held_ends(end[start:stop], track.pedal)
 
     beat = ticks_per_beat[part]
     onset, end = ((2 * GRID * ticks + beat) // (2 * beat) for ticks in (onset, end))
@@ -133,7 +133,7 @@ def _bounds(part: IntArray, parts: int) -> list[tuple[int, int]]:
     return list(pairwise(cuts))
 
 
-def _held(end: IntArray, pedal: IntArray) -> IntArray:
+def held_ends(end: IntArray, pedal: IntArray) -> IntArray:
     """The ends of notes with the sustain pedal: a note whose pedal is down at its end lasts until the release."""
     down, up = pedal.T
     held = np.searchsorted(down, end, side="right") - 1  # the last pedal pressed by the note's end

@@ -115,6 +115,15 @@ def read_song(data: bytes) -> Song:
     )
 
 
+def read_tempos(source: Path) -> tuple[IntArray, NDArray[np.float64]]:
+    """A file's tempo map on its score's clock: from tick[i] on a beat lasts beat_seconds[i]; both (T,).
+
+    Raises what read_midi does.
+    """
+    ticks, tempos = zip(*read_song(source.read_bytes()).tempos, strict=True)
+    return np.array(ticks, np.int64), 60 / np.array(tempos)
+
+
 def _map(changes: list[tuple[int, T]], default: T) -> tuple[tuple[int, T], ...]:
     """Changes by tick, from tick 0 on; of several at one tick the last holds."""
     ordered = sorted(changes, key=lambda change: change[0])
