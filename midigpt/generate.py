@@ -83,12 +83,12 @@ def compose(
 
     Each begins with its first note. Notes that are not drums stay within `keys`.
     """
-    grammar = Grammar(tokenizer, wishes, not length.is_given, keys, next(model.parameters()).device)
+    grammar = Grammar(tokenizer, wishes, not length.is_given, keys, device=next(model.parameters()).device)
     written = []
     for first in range(0, takes, AT_ONCE):
         batch = min(AT_ONCE, takes - first)
         writer = Writer(Decoder(model, batch, weights), tokenizer, grammar, drawing, first)
-        written += writer.write([START_ID], grammar.begin(batch), [length] * batch)
+        written += writer.write([START_ID], grammar.start(batch), [length] * batch)
     return [lines.text for lines in written]
 
 
@@ -104,20 +104,19 @@ def go_on(
 ) -> list[Lines]:
     """More lines of a document, at least one, for each length; the first begins where the document's last line ends.
 
-    What comes counts from the pitch `reference`, that of the last line's first note. The header's `key`, which the lines say nothing of, is not
-    read: so a document moved to other keys is continued in the same way. Either all lengths are given, or none is.
+    What comes counts from the pitch `reference`, that of the last line's first note. The header's `key`, of which
+    the lines say nothing, is not read: so a document moved to other keys is continued in the same way. Either all
+    lengths are given, or none is.
     """
     header, body = split_header(document)
-    batch = len(lengths)
-    grammar = Grammar(tokenizer, None, not lengths[0].is_given, keys, next(model.parameters()).device)
-    place = grammar.behind(read_header(header).is_drum, reference, batch)
+    is_drum, device = read_header(header).is_drum, next(model.parameters()).device
+    grammar = Grammar(tokenizer, None, not lengths[0].is_given, keys, is_drum, device)
+    ids = [START_ID, *tokenizer.encode(without_key(header) + body).ids]
     written = []
-    for first in range(0, batch, AT_ONCE):
-        some = slice(first, first + AT_ONCE)
-        writer = Writer(Decoder(model, len(lengths[some]), weights), tokenizer, grammar, drawing, first)
-        ids = [START_ID, *tokenizer.encode(without_key(header) + body).ids]
-        at = Place(*(part[some] for part in (place.state, place.pitch, place.first)))
-        written += writer.write(ids, at, lengths[some], read_header(header))
+    for first in range(0, len(lengths), AT_ONCE):
+        some = lengths[first : first + AT_ONCE]
+        writer = Writer(Decoder(model, len(some), weights), tokenizer, grammar, drawing, first)
+        written += writer.write(ids, grammar.start(len(some), reference), some, read_header(header))
     return written
 
 
@@ -140,7 +139,7 @@ class Writer:
         self._random = [torch.Generator().manual_seed(drawing.seed + first + row) for row in rows]
         # What a step reads and writes, always in the same places, as a captured graph needs it.
         self._logits = torch.zeros(len(rows), len(grammar), device=device)
-        self._place = grammar.begin(len(rows))
+        self._place = grammar.start(len(rows))
         self._uniform = torch.zeros(len(rows), TOKENS_A_LOOK, device=device)
         self._drawn = torch.zeros(len(rows), TOKENS_A_LOOK, dtype=torch.long, device=device)
         self._at = torch.zeros(1, dtype=torch.long, device=device)
@@ -158,19 +157,20 @@ class Writer:
         tokens = [list(given) for _ in rows]
         for mine, its in zip(self._place, place, strict=True):
             mine.copy_(its)
-        self._read([self._fitting(given)])
+        self.read([self._fitting(given)])
         if not self._logits.isfinite().all():
             raise UserError("the model's weights are broken: it gives no numbers; use another checkpoint")
         while not all(row.is_done for row in rows):
             if self.decoder.room == 0:
-                self._read([self._latest(ids) for ids in tokens])
-            for row, ids, drawn in zip(rows, tokens, self._draw_some(), strict=True):
+                self.read([self._latest(ids) for ids in tokens])
+            for row, ids, drawn in zip(rows, tokens, self.draw_some(), strict=True):
                 ids += drawn
                 for token in drawn:
                     row.add(self._texts[token])
         return [Lines(row.text, row.notes, row.now) for row in rows]
 
-    def _read(self, ids: list[list[int]]) -> None:
+    def read(self, ids: list[list[int]]) -> None:
+        """Let the model read documents from their beginnings: one for each row, or one for all."""
         self._logits.copy_(self.decoder.read(torch.tensor(ids, device=self.decoder.device)))
 
     def _fitting(self, ids: list[int]) -> list[int]:
@@ -195,7 +195,7 @@ class Writer:
         head = [START_ID, *self.tokenizer.encode(without_key(header)).ids] if header.startswith("#") else [START_ID]
         return head[: int(self.decoder.model.config.block_size * KEPT) // 2]
 
-    def _draw_some(self) -> list[list[int]]:
+    def draw_some(self) -> list[list[int]]:
         """As many more tokens of each row as are drawn between two looks."""
         count = min(TOKENS_A_LOOK, self.decoder.room)
         uniform = torch.stack([torch.rand(count, generator=random) for random in self._random])
@@ -246,7 +246,7 @@ class Writer:
         self.decoder.cache.length = 0
         for counter in (self.decoder.position, self._at):
             counter.zero_()
-        for mine, its in zip(self._place, self.grammar.begin(self.decoder.batch_size), strict=True):
+        for mine, its in zip(self._place, self.grammar.start(self.decoder.batch_size), strict=True):
             mine.copy_(its)
 
 

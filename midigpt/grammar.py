@@ -1,6 +1,6 @@
 """The grammar of documents as an automaton over tokens: what may follow, so that every take can be decoded.
 
-An automaton over characters (`_step`) is written out as states; from it, for each state and token, follows whether
+An automaton over characters (`_STEPS`) is written out as states; from it, for each state and token, follows whether
 the token may come, the state behind it, and what it does to the pitch that intervals count from. What the model
 writes is held to the normal form where that can be seen character by character: the notes of a line ascend, times
 are on the grid and in lowest terms, silence is a line of its own only at the beginning. Two limits are the
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from midigpt.language import ALPHABET, DEFAULT_KEY, GRID, TEMPOS, VELOCITY_BINS
+from midigpt.language import ALPHABET, DEFAULT_KEY, GRID, METERS, TEMPOS, VELOCITY_BINS
 from midigpt.tokenizer import START
 
 # The fields of a header in their order, with the values to draw from.
 FIELDS = {
     "program": [*map(str, range(128)), "d"],
     "tempo": [*map(str, TEMPOS)],
-    "meter": [f"{numerator}/{denominator}" for denominator in (2, 4, 8, 16) for numerator in range(1, 17)],
+    "meter": [*METERS],
     "key": [*map(str, range(128))],
 }
 UNITS = [str(unit) for unit in range(1, GRID + 1) if GRID % unit == 0]  # a beat's parts on the grid
@@ -46,30 +46,23 @@ State = tuple[str | int | bool, ...]
 # What a character does to the pitch: ("move", interval), ("first", interval) by a line's first note, ("key", number),
 # ("drum", key), or ("turn",) at a line's end.
 Effect = tuple[str | int, ...]
+Step = tuple[State, Effect] | None  # what a character does; None where it can't stand
 
 
 # --- characters ------------------------------------------------------------------------------------------
 
 
-def _step(state: State, c: str, fields: Fields) -> tuple[State, Effect] | None:
-    """The state after a character and its effect on the pitch; None where it can't stand."""
-    following: dict[str, Callable[..., tuple[State, Effect] | None]] = {
-        "header": _header,
-        "line": _line,
-        "number": _number,
-        "velocity": _velocity,
-        "count": _count,
-        "unit": _unit,
-        "field": _field,
-    }
-    if state == ("begin",):
-        return (("header", 0, False, _SPARE, ""), ()) if c == "#" else None
-    if state == ("end",):
-        return (state, ()) if c == _END else None
-    return following[str(state[0])](state, c, fields)
+def _begin(state: State, c: str, fields: Fields) -> Step:
+    """("begin",): behind the start token, a header is to come."""
+    return (("header", 0, False, _SPARE, ""), ()) if c == "#" else None
 
 
-def _header(state: State, c: str, fields: Fields) -> tuple[State, Effect] | None:
+def _end(state: State, c: str, fields: Fields) -> Step:
+    """("end",): behind the document, for good."""
+    return (state, ()) if c == _END else None
+
+
+def _header(state: State, c: str, fields: Fields) -> Step:
     """("header", number of fields read, is_drum, key, text since then)."""
     _, done, is_drum, key, text = state
     assert isinstance(done, int)
@@ -90,7 +83,7 @@ def _header(state: State, c: str, fields: Fields) -> tuple[State, Effect] | None
     return _header(("header", done + 1, is_drum, key, ""), c, fields)
 
 
-def _line(state: State, c: str, _: object) -> tuple[State, Effect] | None:
+def _line(state: State, c: str, fields: Fields) -> Step:
     """("line", is_drum, stage): at a line's start; stage 0 before all lines, 1 behind silence, 2 behind notes."""
     _, is_drum, stage = state
     if c == _END:
@@ -100,7 +93,7 @@ def _line(state: State, c: str, _: object) -> tuple[State, Effect] | None:
     return None
 
 
-def _number(state: State, c: str, _: object) -> tuple[State, Effect] | None:
+def _number(state: State, c: str, fields: Fields) -> Step:
     """("number", is_drum, place, value): an interval, or a time's count. In a line's "first" field it can't be a
     count; in the document's "opening" one it can be silence's; in a "next" one the line's."""
     _, is_drum, place, value = state
@@ -125,7 +118,7 @@ def _ends(place: str | int | bool) -> str:
     return "silence" if place == "opening" else "line"
 
 
-def _velocity(state: State, c: str, _: object) -> tuple[State, Effect] | None:
+def _velocity(state: State, c: str, fields: Fields) -> Step:
     """("velocity", is_drum, text): behind a sign."""
     _, is_drum, text = state
     if c.isdecimal():
@@ -137,12 +130,12 @@ def _velocity(state: State, c: str, _: object) -> tuple[State, Effect] | None:
     return None
 
 
-def _field(state: State, c: str, _: object) -> tuple[State, Effect] | None:
+def _field(state: State, c: str, fields: Fields) -> Step:
     """("field", is_drum): behind a note's "|"."""
     return (("number", state[1], "next", int(c)), ()) if c in "123456789" else None
 
 
-def _count(state: State, c: str, _: object) -> tuple[State, Effect] | None:
+def _count(state: State, c: str, fields: Fields) -> Step:
     """("count", is_drum, what ends with it, digits, residue): of a note's length, or of any time from 128 on."""
     _, is_drum, what, digits, residue = state
     assert isinstance(digits, int) and isinstance(residue, int)
@@ -151,7 +144,7 @@ def _count(state: State, c: str, _: object) -> tuple[State, Effect] | None:
     return (("unit", is_drum, what, residue, ""), ()) if c == "/" and digits else None
 
 
-def _unit(state: State, c: str, _: object) -> tuple[State, Effect] | None:
+def _unit(state: State, c: str, fields: Fields) -> Step:
     """("unit", is_drum, what ends with it, residue of the count, text): behind a time's "/"."""
     _, is_drum, what, residue, text = state
     assert isinstance(residue, int)
@@ -170,6 +163,19 @@ def _unit(state: State, c: str, _: object) -> tuple[State, Effect] | None:
     return ("line", is_drum, 2), ("key", _SPARE) if is_drum else ("turn",)
 
 
+_STEPS: dict[str, Callable[[State, str, Fields], Step]] = {
+    "begin": _begin,
+    "header": _header,
+    "line": _line,
+    "number": _number,
+    "velocity": _velocity,
+    "field": _field,
+    "count": _count,
+    "unit": _unit,
+    "end": _end,
+}
+
+
 # --- tokens ----------------------------------------------------------------------------------------------
 
 
@@ -184,9 +190,13 @@ class Place(NamedTuple):
 class Grammar:
     """What may follow where, for the tokens of one tokenizer: tables of shape (S, V), states by tokens.
 
-    `wishes` are the only values that the header's fields of these names may have. Without `may_end` a document has
-    no end. Notes that are not drums stay within `keys`. A token is possible where its pitches are: between `low` and `high` for the pitch before it. It changes
-    the pitch by `add`, or sets it to that. It may leave an interval unfinished that is too `wide` for both directions.
+    Of whole documents, behind their start token: `wishes` are the only values that the header's fields of these
+    names may have. Or, where `is_drum` is given, of lines that go on behind given ones, with a line of notes first.
+    Without `may_end` there is no end. Notes that are not drums stay within `keys`.
+
+    A token is possible where its notes are: with the pitch before it between `low` and `high`. It changes the pitch
+    by `add` or, without `keep`, sets it to that. It may leave an interval unfinished that is too `wide` for both
+    directions.
     """
 
     def __init__(
@@ -195,22 +205,23 @@ class Grammar:
         wishes: dict[str, str] | None = None,
         may_end: bool = True,
         keys: range = range(128),
+        is_drum: bool | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         values = FIELDS | {"key": [*map(str, keys)]} | {name: [value] for name, value in (wishes or {}).items()}
         fields = {name: _field_of(name, texts) for name, texts in values.items()}
-        self._states, characters, effects = _characters(fields)
+        states, characters, effects = _characters(("begin",) if is_drum is None else ("line", is_drum, 1), fields)
         texts = [tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size())]
         texts = [_END if text == START else text for text in texts]
-        tables = _compose(len(self._states), characters, effects, texts, keys)
+        tables = _compose(len(states), characters, effects, texts, keys)
         if not may_end:
-            ends = [n for state, n in self._states.items() if state[0] == "line"]
+            ends = [n for state, n in states.items() if state[0] == "line"]
             tables["next"][ends, texts.index(_END)] = -1
         tensors = {name: torch.from_numpy(table).to(device) for name, table in tables.items()}
         self._next, self._low, self._high = tensors["next"], tensors["low"], tensors["high"]
         self._keep, self._add, self._first, self._turn = (tensors[name] for name in ("keep", "add", "first", "turn"))
-        wide = [state[3] if state[0] == "number" and state[2] == "first" and not state[1] else 0 for state in self._states]
-        self._keys = keys
+        wide = [s[3] if s[0] == "number" and s[2] == "first" and not s[1] else 0 for s in states]
+        self._keys, self._is_drum = keys, is_drum
         self._wide = torch.tensor(wide, dtype=torch.int16, device=device)
         self._device = device
 
@@ -218,17 +229,10 @@ class Grammar:
         """The tokens there are."""
         return self._next.shape[1]
 
-    def begin(self, batch_size: int) -> Place:
-        """Behind the start token of documents that have a header to come."""
-        return self._at(("begin",), DEFAULT_KEY, batch_size)
-
-    def behind(self, is_drum: bool, pitch: int, batch_size: int) -> Place:
-        """Behind given lines, with a line of notes to come that counts from `pitch`."""
-        return self._at(("line", is_drum, 1), _SPARE if is_drum else pitch, batch_size)
-
-    def _at(self, state: State, pitch: int, batch_size: int) -> Place:
-        states = torch.full((batch_size,), self._states[state], device=self._device)
-        pitches = torch.full((batch_size,), pitch, dtype=torch.int16, device=self._device)
+    def start(self, batch_size: int, pitch: int = DEFAULT_KEY) -> Place:
+        """Where documents begin, or lines go on: the next one counts from `pitch`."""
+        states = torch.zeros(batch_size, dtype=torch.long, device=self._device)
+        pitches = torch.full((batch_size,), _SPARE if self._is_drum else pitch, dtype=torch.int16, device=self._device)
         return Place(states, pitches, pitches.clone())
 
     def allowed(self, place: Place) -> Tensor:
@@ -252,11 +256,11 @@ def _field_of(name: str, values: list[str]) -> Field:
     return Field(set(values), {text[:end] for text in texts for end in range(1, len(text) + 1)})
 
 
-def _characters(fields: Fields) -> tuple[dict[State, int], NDArray[np.int16], NDArray[np.int64]]:
-    """The states, and for each state and character the next state, or -1, (S, C), and the effect, (S, C, 2)."""
-    states: dict[State, int] = {("begin",): 0}
-    for is_drum in (False, True):  # where given lines leave off, whatever the wishes
-        states[("line", is_drum, 1)] = len(states)
+def _characters(
+    start: State, fields: Fields
+) -> tuple[dict[State, int], NDArray[np.int16], NDArray[np.int64]]:
+    """The states, `start` first; for each and each character the next one, or -1, (S, C), and the effect, (S, C, 2)."""
+    states: dict[State, int] = {start: 0}
     rows: list[list[int]] = []
     effects: list[list[tuple[int, int]]] = []
     waiting = list(states)
@@ -265,7 +269,7 @@ def _characters(fields: Fields) -> tuple[dict[State, int], NDArray[np.int16], ND
         rows.append([])
         effects.append([])
         for c in _END + ALPHABET:
-            after, effect = _step(state, c, fields) or (None, ())
+            after, effect = _STEPS[str(state[0])](state, c, fields) or (None, ())
             if after is not None and after not in states:
                 states[after] = len(states)
                 waiting.append(after)

@@ -32,6 +32,9 @@ LANGUAGE = f"interval-1 layout=track grid={GRID} velocity-bins={VELOCITY_BINS} p
 # The tempos a header can name, in beats per minute; none is further than 5 % from the next.
 TEMPOS = (*range(20, 40), *range(40, 120, 2), *range(120, 240, 5), *range(240, 321, 10))
 
+# The meters that a sampler asks for, or lets the model choose from; a file may have any.
+METERS = tuple(f"{numerator}/{denominator}" for denominator in (2, 4, 8, 16) for numerator in range(1, 17))
+
 _TEMPO_BORDERS = [math.sqrt(a * b) for a, b in pairwise(TEMPOS)]  # the middle by ratio
 
 TEMPO_RANGE = range(4, 1000)  # of the reader; slower than 3.6 no MIDI file can be

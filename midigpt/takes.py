@@ -4,7 +4,9 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-import midigpt
+from midigpt.decoder import best_weights
+from midigpt.devices import device_name
 from midigpt.files import UserError
-from midigpt.generate import Drawing, Length, Lines, go_on
-from midigpt.language import GRID, LanguageError, decode, encode, keep_fields, read_header, split_header
+from midigpt.generate import Drawing, Length, go_on, without_key
+from midigpt.language import GRID, decode, encode, read_header, split_header
 from midigpt.model import GPT
-from midigpt.prompt import Prompt, before
+from midigpt.prompt import Prompt, after, before
 from midigpt.score import Score, Track
 
 OCTAVE = 12  # keys; a part goes on within its own range and so much beyond
@@ -38,36 +41,32 @@ class Part:
     keys: range  # that it goes on within
 
 
-def read_parts(prompt: Prompt, cut: int, bars: int | None, track: int | None = None) -> list[Part]:
-    """The parts to go on with, the busiest first: one track, or all that play before the cut.
+def read_parts(prompt: Prompt, cut: int, bars: int | None = None, keys: range | None = None) -> list[Part]:
+    """The parts that play before the cut, the busiest first.
 
-    Each is a document of the notes from some bars before the cut on (all of them without `bars`), with tempo and
-    meter of the cut. Raises UserError where there is none.
+    Each is a document of its notes from some bars before the cut on (all of them without `bars`), with tempo and
+    meter of the cut. Without `keys` it goes on within its own range and an octave on either side.
     """
     whole = before(prompt, cut)
-    end = _steps(cut, whole)
-    start = 0 if bars is None else _steps(prompt.bar_start(max(prompt.bar_at(max(cut - 1, 0)) + 1 - bars, 1)), whole)
-    playing = [number for number, part in enumerate(whole.tracks) if len(part)]
+    start = 0
+    if bars is not None:
+        start = prompt.steps(prompt.bar_start(max(prompt.bar_at(cut - 1) + 1 - bars, 1)))
+    playing = [number for number, track in enumerate(whole.tracks) if len(track)]
     parts = []
-    for number, document in zip(playing, encode(whole, end=end), strict=True):
-        latest = document.onset.max()
-        pitches = document.pitch
+    for number, document in zip(playing, encode(whole, end=prompt.steps(cut)), strict=True):
+        lowest, highest = int(document.pitch.min()), int(document.pitch.max())
         parts.append(
             Part(
                 number,
                 document.header + _since(document.body, start),
-                int(pitches[document.onset == latest].min()),
+                int(document.pitch[document.onset == document.onset.max()].min()),
                 int((document.onset >= start).sum()),
-                range(max(int(pitches.min()) - OCTAVE, 0), min(int(pitches.max()) + OCTAVE, 127) + 1),
+                range(min(keys[0], lowest), max(keys[-1], highest) + 1)
+                if keys
+                else range(max(lowest - OCTAVE, 0), min(highest + OCTAVE, 127) + 1),
             )
         )
-    chosen = [part for part in parts if track is None or part.track == track]
-    return sorted(chosen, key=lambda part: -part.notes)
-
-
-def _steps(tick: int, score: Score) -> int:
-    """A tick on the grid, halves up, as the language rounds."""
-    return (2 * GRID * tick + score.ticks_per_beat) // (2 * score.ticks_per_beat)
+    return sorted(parts, key=lambda part: -part.notes)
 
 
 def _since(body: str, start: int) -> str:
@@ -85,22 +84,33 @@ def _since(body: str, start: int) -> str:
 
 
 def continuations(
-    model: GPT, tokenizer: Tokenizer, drawing: Drawing, parts: Sequence[Part], length: Length, takes: int
-) -> list[dict[int, Lines]]:
-    """For each take the lines that each part, by its track, goes on with.
+    model: GPT,
+    tokenizer: Tokenizer,
+    drawing: Drawing,
+    prompt: Prompt,
+    cut: int,
+    parts: Sequence[Part],
+    length: Length,
+    takes: int,
+) -> list[dict[int, Track]]:
+    """For each take what each part goes on with, by its track: in the prompt's ticks, from its beginning on.
 
     The first part sets how far the others go. Every part has random numbers of its own.
     """
-    written: list[dict[int, Lines]] = [{} for _ in range(takes)]
-    lengths = [length] * takes
+    written: list[dict[int, Track]] = [{} for _ in range(takes)]
+    limit = length.in_steps(read_header(parts[0].document))
+    lengths, ends = [length] * takes, [limit] * takes
     for number, part in enumerate(parts):
         own = replace(drawing, seed=_seed(drawing.seed, number))
         lines = go_on(model, tokenizer, own, part.document, part.reference, lengths, part.keys)
-        for take, its in zip(written, lines, strict=True):
-            take[part.track] = its
-        if number == 0:
-            header = read_header(part.document)
-            lengths = [Length(steps=length.in_steps(header) or its.end) for its in lines]
+        for take, its, end in zip(written, lines, ends, strict=True):
+            header = split_header(part.document)[0]
+            anchored = header if read_header(header).is_drum else f"{without_key(header)[:-1]} key={part.reference}\n"
+            score = ending_at(decode([anchored + its.text]), end)
+            take[part.track] = after(prompt, cut, score.tracks[0], score.ticks_per_beat, start=cut)
+        if number == 0 and limit is None:
+            ends = [its.end for its in lines]
+            lengths = [Length(steps=end) for end in ends]
     return written
 
 
@@ -109,16 +119,12 @@ def _seed(seed: int, part: int) -> int:
     return seed if part == 0 else int.from_bytes(hashlib.sha256(f"{seed} {part}".encode()).digest()[:7], "big")
 
 
-def new_notes(part: Part, lines: Lines, prompt: Prompt, cut: int, end: int | None) -> Track:
-    """What a part goes on with, in the prompt's ticks from its file's beginning; notes end by step `end`."""
-    header = keep_fields(split_header(part.document)[0], lambda name: name != "key")
-    anchor = "" if read_header(header).is_drum else f" key={part.reference}"
-    (track,) = decode([f"{header.rstrip()}{anchor}\n{lines.text}"]).tracks
-    finish = track.onset + track.duration
-    finish = finish if end is None else np.minimum(finish, end)
-    beat = prompt.score.ticks_per_beat
-    onset, finish = (cut + (2 * beat * steps + GRID) // (2 * GRID) for steps in (track.onset, finish))
-    return replace(track, onset=onset, duration=np.maximum(finish - onset, 1))
+def ending_at(score: Score, end: int | None) -> Score:
+    """A score whose notes all end by a tick."""
+    if end is None:
+        return score
+    tracks = [replace(t, duration=np.minimum(t.duration, np.maximum(end - t.onset, 1))) for t in score.tracks]
+    return replace(score, tracks=tuple(tracks))
 
 
 # --- again -----------------------------------------------------------------------------------------------
@@ -133,13 +139,21 @@ def fingerprint(folder: Path) -> str:
 
 
 def versions(device: str) -> dict[str, Any]:
-    """What the same seed's draws may depend on besides the model."""
+    """What the same seed's draws depend on besides the model."""
     return {
-        "midigpt": midigpt.__version__,
+        "midigpt": version("midigpt"),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{device} {platform.machine()}",
+        "device": device,
+        "processor": device_name(device) if device.startswith("cuda") else platform.machine(),
+        "weights": best_weights(device.partition(":")[0]),
         "threads": torch.get_num_threads(),
     }
+
+
+def differences(recorded: dict[str, Any], device: str) -> list[str]:
+    """How this machine differs from the one that a take was written on."""
+    here = versions(device)
+    return [f"{name} was {was} and is {here[name]} here" for name, was in recorded.items() if was != here[name]]
 
 
 def write_recipe(recipe: dict[str, Any]) -> str:
@@ -148,11 +162,23 @@ def write_recipe(recipe: dict[str, Any]) -> str:
 
 
 def read_recipe(texts: Sequence[str], path: Path) -> dict[str, Any]:
-    """The recipe among a take's text events. Raises UserError where there is none."""
+    """The recipe among a take's text events; the last, where the prompt was a take. Raises UserError without one."""
     for text in reversed(texts):
         if text.startswith(RECIPE):
-            try:
+            with suppress(ValueError):
                 return dict(json.loads(text.removeprefix(RECIPE)))
-            except ValueError:
-                break
-    raise UserError(f"{path} holds no recipe of midigpt: it is no take, or was saved by another program since")
+    raise UserError(f"{path} holds no recipe of midigpt: it is no take, or another program has saved it since")
+
+
+def find_model(recipe: dict[str, Any], root: Path, model: Path | None, take: Path) -> Path:
+    """The checkpoint that a take was written by: `model`, or where it was then, or any run's. UserError if gone."""
+    runs = sorted((root / "train" / "runs").glob("*/*/model.safetensors"))
+    for folder in [model] if model else [Path(recipe["by"]), *(path.parent for path in runs)]:
+        if (folder / "model.safetensors").exists() and fingerprint(folder) == recipe["model"]:
+            return folder
+    why = f"{model} is another one" if model else f"no run in {root / 'train' / 'runs'} has it; name it with --model"
+    raise UserError(f"{take} was written by the model {recipe['model']}, then in {recipe['by']}: {why}")
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

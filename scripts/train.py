@@ -57,6 +57,7 @@ from midigpt.devices import (
 )
 from midigpt.evaluate import Evaluation, unigram_bits_per_note
 from midigpt.generate import Drawing, Length, compose
+from midigpt.language import decode
 from midigpt.loggers import open_loggers
 from midigpt.midi import write_midi
 from midigpt.model import build_model, flops_per_token, model_config, set_dropout
