@@ -260,9 +260,8 @@ MESSAGES = st.one_of(
     ),
 )
 CHUNKS = st.lists(st.tuples(st.sampled_from([0, 0, 60, 480, 1000]), MESSAGES), max_size=20)
-ROWS = st.lists(
-    st.tuples(st.integers(0, 2000), st.integers(1, 900), st.integers(60, 63), st.integers(1, 127)), max_size=8
-)
+ROW = st.tuples(st.integers(0, 2000), st.integers(1, 900), st.integers(60, 63), st.integers(1, 127))
+ROWS = st.lists(ROW, min_size=1, max_size=8)
 
 
 @settings(max_examples=150, deadline=None)
