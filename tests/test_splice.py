@@ -218,6 +218,13 @@ def test_nothing_is_undone_that_the_file_undid_itself() -> None:
     assert len(kept) == len(events) + 2
 
 
+def test_a_channel_is_heard_in_all_chunks_by_time() -> None:
+    first = chunk(*note(60), pedal(0), (0, b"\xb0\x07\x20"), *note(62))
+    one, other = continued(first, chunk(pedal(127), (0, b"\xb0\x07\x50")), cut=960, parts={0: part((960, 9, 50, 70))})
+    assert len(one) == 6 + 2  # the pedal is up, and the volume as it was
+    assert len(other) == 2
+
+
 def test_what_the_file_resets_behind_its_last_note_is_put_back() -> None:
     setting = [program(40), (0, b"\xb0\x07\x50"), (0, b"\xb0\x0b\x60")]
     resets = [program(0), (0, b"\xb0\x07\x00"), (0, b"\xb0\x0b\x00")]
@@ -253,9 +260,8 @@ MESSAGES = st.one_of(
     ),
 )
 CHUNKS = st.lists(st.tuples(st.sampled_from([0, 0, 60, 480, 1000]), MESSAGES), max_size=20)
-ROWS = st.lists(
-    st.tuples(st.integers(0, 2000), st.integers(1, 900), st.integers(60, 63), st.integers(1, 127)), max_size=8
-)
+ROW = st.tuples(st.integers(0, 2000), st.integers(1, 900), st.integers(60, 63), st.integers(1, 127))
+ROWS = st.lists(ROW, min_size=1, max_size=8)
 
 
 @settings(max_examples=150, deadline=None)
