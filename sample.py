@@ -91,7 +91,7 @@ def main(args: Args) -> None:
         seconds = score.end / score.ticks_per_beat * 60 / score.tempo_bpm
         tqdm.write(f"{path}: {score.notes} notes, {seconds:.0f} s, seed {seed + take}")
         if args.play:
-            tqdm.write(f"  played by {play(path)}")
+            tqdm.write(f"  played by {play(path.with_suffix('.wav') if args.wav else path)}")
     print(f"sample: {args.takes} takes by {folder} in {out}")
 
 
