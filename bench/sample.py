@@ -61,7 +61,6 @@ def main(args: Args) -> None:
     print(f"{here}\n{parameters / 1e6:.1f} M parameters, {args.tokens} tokens a take")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     speed = {"nanoGPT generate": nanogpt_speed(args, ours, device)}
-    print(speed, flush=True)
     default = build_model(replace(config, type="qwen3", n_kv_head=2, n_hidden=1024)).eval()
     kinds: list[Weights] = ["float32", "bfloat16", "int8"] if device == "cpu" else ["float32", "bfloat16"]
     runs = {f"gpt2, {kind}, takes: {takes}": (ours, kind, takes) for kind in kinds for takes in (1, 8)}
@@ -159,9 +158,9 @@ def bandwidth(tokenizer: "Tokenizer") -> dict[str, float]:
     copy = 2 * (1 << 30) / min(timed(lambda: block.clone()) for _ in range(5))
     limit = copy / (weights + kept) * BASE_TAKES
     print(
-        f"base, {BASE_TAKES} takes: {figure:,.0f} tokens/s; memory of {copy / 1e9:,.0f} GB/s would allow"
-        f" bandwidth / (weights + keys and values) x takes = {copy / 1e9:,.0f} / ({weights / 1e9:.2f} + {kept / 1e9:.2f})"
-        f" x {BASE_TAKES} = {limit:,.0f}: {figure / limit:.0%}"
+        f"base, {BASE_TAKES} takes: {figure:,.0f} tokens/s, {figure / limit:.0%} of what memory allows, bandwidth /"
+        f" (weights + keys and values) x takes = {copy / 1e9:,.0f} GB/s / ({weights / 1e9:.2f} + {kept / 1e9:.2f} GB)"
+        f" x {BASE_TAKES} = {limit:,.0f}"
     )
     return {"tokens_per_second": figure, "limit": limit}
 

@@ -1,19 +1,15 @@
-"""The model in both shapes: the same logits as transformers', with and without a cache; and what it writes."""
+"""The model in both shapes: the same logits as transformers'."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
 from torch import Tensor
 
-from midigpt.files import UserError
-from midigpt.generate import Drawing, Writer, write_header, write_lines
-from midigpt.language import ALPHABET, Header, decode, read_header
-from midigpt.model import GPT, Cache, ModelConfig, build_model, flops_per_token, model_config
+from midigpt.language import ALPHABET
+from midigpt.model import GPT, ModelConfig, build_model, flops_per_token, model_config
 from midigpt.settings import Shape
-from midigpt.tokenizer import START_ID
 
 CONFIG = ModelConfig(
     vocab_size=len(ALPHABET) + 1, block_size=32, n_layer=2, n_head=4, n_kv_head=4, n_embd=32, n_hidden=64
@@ -130,15 +126,6 @@ def test_parameters_and_operations_are_counted_as_others_count_them() -> None:
 
 
 @torch.no_grad()
-def test_the_cache_gives_the_logits_of_the_full_forward(model: GPT) -> None:
-    tokens = random_tokens(2, 20)
-    cache = Cache(model.config, 2, torch.device("cpu"))
-    parts = [model(tokens[:, :7], places(7), cache)]
-    parts += [model(tokens[:, t : t + 1], places(t + 1, t), cache) for t in range(7, 20)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens, places(20)), atol=1e-5, rtol=1e-4)
-
-
-@torch.no_grad()
 def test_no_token_sees_a_later_one(model: GPT) -> None:
     tokens = random_tokens(1, 20)
     changed = tokens.clone()
@@ -162,101 +149,6 @@ def test_rotary_positions_count_only_by_their_distance(model: GPT) -> None:
     tokens = random_tokens(1, 10)
     moved = model(tokens, places(110, 100))
     torch.testing.assert_close(moved, model(tokens, places(10)), atol=1e-4, rtol=1e-4)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("given", "more"), [(10, 5), (30, 40)])
-def test_rewinding_forgets_also_where_the_context_moved_on(
-    model: GPT, tokenizer: Tokenizer, given: int, more: int
-) -> None:
-    writer = Writer(model, tokenizer, Drawing())
-    writer.read(random_tokens(given).tolist())
-    mark, before = writer.mark(), writer.logits
-    for token in random_tokens(more).tolist():
-        writer.read([token])
-    writer.rewind(mark)
-    assert writer.tokens == random_tokens(given).tolist()
-    assert torch.equal(writer.logits, before)
-    writer.read([3])
-    expected = model(torch.tensor([[*random_tokens(given).tolist(), 3]]), places(given + 1))[0, -1]
-    torch.testing.assert_close(writer.logits, expected, atol=1e-5, rtol=1e-4)
-
-
-class Scripted(GPT):
-    """A model that would go on with a text, over and over; the surer, the less often with anything else."""
-
-    def __init__(self, tokenizer: Tokenizer, text: str, sureness: float) -> None:
-        super().__init__(replace(CONFIG, block_size=2000))
-        self.script = tokenizer.encode(text).ids if sureness < 20 else [*tokenizer.encode(text).ids, START_ID]
-        self.sureness = sureness
-        self.calls = 0
-
-    def forward(self, tokens: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
-        assert cache is not None
-        self.calls += 1
-        cache.length += tokens.shape[1]
-        logits = torch.zeros(*tokens.shape, CONFIG.vocab_size)
-        logits[0, -1, self.script[(cache.length - 1) % len(self.script)]] = self.sureness
-        return logits
-
-
-def test_a_document_is_written_until_its_end(tokenizer: Tokenizer) -> None:
-    text = "# program=3 tempo=90 meter=3/4 key=62\n0+10|2+10|1/1\n2-9|1/2\n"
-    writer = Writer(Scripted(tokenizer, text, sureness=100), tokenizer, Drawing(seed=1))
-    header = write_header(writer, {})
-    lines = write_lines(writer, read_header(header))
-    assert header + lines.text == text
-    assert (lines.notes, lines.end) == (3, 36)
-
-
-def test_what_breaks_the_language_is_drawn_again(tokenizer: Tokenizer) -> None:
-    model = Scripted(tokenizer, "9+9|1/1\n", sureness=5)  # right four times in five a token
-    writer = Writer(model, tokenizer, Drawing(seed=2))
-    writer.read([START_ID])
-    lines = write_lines(writer, Header(key=20), notes=10)
-    score = decode(["# key=20\n" + lines.text])
-    assert score.notes == lines.notes >= 10
-    assert model.calls > 1.2 * len(tokenizer.encode(lines.text))
-
-
-def test_at_temperature_0_and_at_top_1_the_likeliest_is_written(tokenizer: Tokenizer) -> None:
-    for drawing in (Drawing(temperature=0), Drawing(temperature=5, top_k=1)):
-        writer = Writer(Scripted(tokenizer, "0+9|1/1\n", sureness=0.1), tokenizer, drawing)
-        writer.read([START_ID])
-        assert write_lines(writer, Header(), notes=3).text == "0+9|1/1\n" * 3
-
-
-@pytest.mark.parametrize("line", ["1/1\n", "0+10|1/7\n", "0+10|999/1\n", "0+10:999/1|1/1\n"])
-def test_endless_rests_and_times_off_the_grid_are_not_written(tokenizer: Tokenizer, line: str) -> None:
-    model = Scripted(tokenizer, line, sureness=19)
-    writer = Writer(model, tokenizer, Drawing())
-    writer.read([START_ID])
-    with pytest.raises(UserError, match="train it for longer"):
-        write_lines(writer, Header(), given="0+10|1/1\n")
-    assert model.calls == 1 + 100 * len(tokenizer.encode(line))  # none of 100 tries was taken
-
-
-def test_a_kept_header_stays_in_view(model: GPT, tokenizer: Tokenizer) -> None:
-    writer = Writer(model, tokenizer, Drawing())
-    writer.head = 3
-    writer.read([1, 2, 3, *[5] * 60])
-    seen = model(torch.tensor([[1, 2, 3, *[5] * (int(0.75 * 32) - 3)]]), places(24))[0, -1]
-    torch.testing.assert_close(writer.logits, seen, atol=1e-5, rtol=1e-4)
-
-
-def test_a_header_longer_than_the_context_is_cut(model: GPT, tokenizer: Tokenizer) -> None:
-    writer = Writer(model, tokenizer, Drawing())
-    writer.head = 50
-    writer.read([*[1] * 50, 2])
-    seen = model(torch.tensor([[*[1] * 23, 2]]), places(24))[0, -1]
-    torch.testing.assert_close(writer.logits, seen, atol=1e-5, rtol=1e-4)
-
-
-def test_a_model_that_never_writes_the_language_is_told(tokenizer: Tokenizer) -> None:
-    writer = Writer(Scripted(tokenizer, "|", sureness=19), tokenizer, Drawing())
-    writer.read([START_ID])
-    with pytest.raises(UserError, match="train it for longer"):
-        write_lines(writer, Header(), notes=1)
 
 
 def test_settings_leave_sizes_to_the_model() -> None:

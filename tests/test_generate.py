@@ -1,0 +1,231 @@
+"""What is drawn: takes that can all be decoded, as long and as likely as asked, the same for the same seed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from midigpt.decoder import Decoder
+from midigpt.files import UserError
+from midigpt.generate import Drawing, Length, Writer, compose, draw, go_on
+from midigpt.grammar import Grammar
+from midigpt.language import ALPHABET, decode, read_header
+from midigpt.midi import read_midi, write_midi
+from midigpt.model import GPT, ModelConfig, build_model
+from midigpt.tokenizer import START_ID
+
+CONFIG = ModelConfig(
+    vocab_size=len(ALPHABET) + 1, block_size=64, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, n_hidden=32
+)
+
+
+@pytest.fixture(scope="module")
+def learned(prepared: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(prepared / "cache" / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def untrained(learned: Tokenizer) -> GPT:
+    torch.manual_seed(0)
+    return build_model(replace(CONFIG, vocab_size=learned.get_vocab_size())).eval()
+
+
+# --- what is written -------------------------------------------------------------------------------------
+
+
+def test_a_thousand_takes_of_an_untrained_model_can_all_be_decoded(untrained: GPT, learned: Tokenizer) -> None:
+    documents = compose(untrained, learned, Drawing(seed=1), length=Length(notes=12), takes=1000)
+    scores = [decode([document]) for document in documents]
+    assert len(set(documents)) == 1000
+    assert min(score.notes for score in scores) >= 12
+    assert sum(score.tracks[0].is_drum for score in scores) > 0
+    pitches = torch.cat([torch.from_numpy(score.tracks[0].pitch) for score in scores])
+    assert pitches.min() < 10 and pitches.max() > 117
+
+
+def test_takes_survive_the_midi_file(untrained: GPT, learned: Tokenizer, tmp_path: Path) -> None:
+    for document in compose(untrained, learned, Drawing(seed=2), length=Length(notes=30), takes=5):
+        write_midi(decode([document]), tmp_path / "take.mid")
+        assert read_midi(tmp_path / "take.mid").notes == decode([document]).notes
+
+
+class Scripted(Decoder):
+    """Goes on with a text, token by token, whatever it reads, from the first token read on."""
+
+    def __init__(self, tokenizer: Tokenizer, text: str, block_size: int = 2000, rows: int = 1) -> None:
+        super().__init__(GPT(replace(CONFIG, block_size=block_size)), rows)
+        self.script = torch.tensor([*tokenizer.encode(text).ids, START_ID])
+        self.reads: list[list[list[int]]] = []
+        self.told = 0
+
+    def _logits(self) -> Tensor:
+        logits = torch.zeros(self.batch_size, CONFIG.vocab_size)
+        logits[:, self.script[self.told % len(self.script)]] = 50.0
+        return logits
+
+    def read(self, tokens: Tensor) -> Tensor:
+        self.reads.append(tokens.tolist())
+        self.cache.length = tokens.shape[1]
+        return self._logits()
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.told += 1
+        self.cache.length += 1
+        return self._logits()
+
+
+TEXT = "# program=3 tempo=90 meter=3/4 key=62\n" + "0+10|2+10|1/1\n2-9|1/2\n" * 20
+
+
+NO_LENGTH = Length()
+
+
+def written(tokenizer: Tokenizer, text: str = TEXT, length: Length = NO_LENGTH, **sizes: int) -> tuple[str, Scripted]:
+    decoder = Scripted(tokenizer, text, **sizes)
+    grammar = Grammar(tokenizer, may_end=not length.is_given)
+    writer = Writer(decoder, tokenizer, grammar, Drawing())
+    rows = decoder.batch_size
+    return writer.write([START_ID], grammar.start(rows), [length] * rows)[0].text, decoder
+
+
+def test_a_document_is_written_until_its_end(tokenizer: Tokenizer) -> None:
+    assert written(tokenizer)[0] == TEXT
+
+
+@pytest.mark.parametrize(
+    ("length", "lines"),
+    [
+        (Length(notes=1), 1),
+        (Length(notes=3), 2),  # to the end of the line
+        (Length(notes=4), 3),
+        (Length(steps=24), 1),
+        (Length(steps=25), 2),
+        (Length(bars=1), 4),  # of 3/4; the lines' times are 1 and 1/2
+        (Length(seconds=2.1), 5),  # at 90 beats a minute 3.15 beats
+        (Length(notes=3, bars=1), 2),
+    ],
+)
+def test_takes_are_as_long_as_asked(tokenizer: Tokenizer, length: Length, lines: int) -> None:
+    assert written(tokenizer, length=length)[0].splitlines() == TEXT.splitlines()[: 1 + lines]
+
+
+def test_without_an_end_a_take_has_a_thousand_notes(tokenizer: Tokenizer) -> None:
+    endless = TEXT + "2+10|1/1\n" * 2000
+    assert decode([written(tokenizer, endless, block_size=10_000)[0]]).notes == 1000
+
+
+def test_silence_before_the_first_note_is_left_out(tokenizer: Tokenizer) -> None:
+    header, body = TEXT.split("\n", 1)
+    assert written(tokenizer, f"{header}\n4/1\n{body}")[0] == TEXT
+
+
+def test_when_the_context_is_full_the_header_and_the_latest_tokens_are_read(tokenizer: Tokenizer) -> None:
+    text, decoder = written(tokenizer, length=Length(notes=50), block_size=80)
+    assert text == "".join(TEXT.splitlines(keepends=True)[: len(text.splitlines())])
+    assert len(decoder.reads) > 3
+    ids = [START_ID, *tokenizer.encode(TEXT).ids]
+    head = ids[: TEXT.index(" key") + 1] + tokenizer.encode("\n").ids  # without the key of the first note
+    for number, (seen,) in enumerate(decoder.reads[1:]):
+        end = 80 + number * 20
+        assert seen == (head[:30] + ids[end - 30 : end])  # 60 are read, half of them at most the header's
+
+
+def test_a_given_document_that_is_too_long_is_read_from_a_line_on(untrained: GPT, tokenizer: Tokenizer) -> None:
+    decoder = Scripted(tokenizer, "0+1|1/1\n", block_size=100)
+    writer = Writer(decoder, tokenizer, Grammar(tokenizer, is_drum=False, may_end=False), Drawing())
+    header = "# tempo=90\n"
+    given = [START_ID, *tokenizer.encode(header + "".join(f"0+{n}|1/{n}\n" for n in (1, 2, 3, 4, 6, 8) * 9)).ids]
+    writer.write(given, writer.grammar.start(1), [Length(notes=1)], read_header(header))
+    (seen,) = decoder.reads[0]
+    text = tokenizer.decode(seen)
+    assert text.startswith(header) and 50 < len(seen) <= 75
+    assert tokenizer.decode(given).endswith(text.removeprefix(header)) and text.count("\n0+") > 5
+
+
+def test_rows_are_as_if_written_alone(untrained: GPT, learned: Tokenizer) -> None:
+    def takes(seed: int, count: int) -> list[str]:
+        length = Length(notes=25)
+        return compose(untrained, learned, Drawing(seed=seed), length=length, takes=count, weights="float32")
+
+    assert takes(5, 3) == [takes(seed, 1)[0] for seed in (5, 6, 7)]
+
+
+def test_a_step_of_fixed_shapes_writes_the_same(untrained: GPT, learned: Tokenizer) -> None:
+    texts = []
+    for fixed_shapes in (False, True):
+        grammar = Grammar(learned, may_end=False)
+        writer = Writer(Decoder(untrained, 2, "float32", fixed_shapes), learned, grammar, Drawing(seed=4))
+        texts.append([lines.text for lines in writer.write([START_ID], grammar.start(2), [Length(notes=40)] * 2)])
+    assert texts[0] == texts[1]
+
+
+def test_wishes_are_met(untrained: GPT, learned: Tokenizer) -> None:
+    wishes = {"program": "40", "tempo": "90", "meter": "3/4", "key": "70"}
+    for names in (["program"], ["tempo", "key"], ["program", "tempo", "meter", "key"]):
+        wished = {name: wishes[name] for name in names} | {"program": "40"}
+        for text in compose(untrained, learned, Drawing(seed=3), wished, Length(notes=1), takes=3, keys=range(60, 80)):
+            assert wished.items() <= dict(field.split("=") for field in text.splitlines()[0].split()[1:]).items()
+            assert set(decode([text]).tracks[0].pitch.tolist()) <= set(range(60, 80))
+
+
+@pytest.mark.parametrize("moved", [1, 7, -12])
+def test_a_document_in_another_key_goes_on_in_the_same_way(untrained: GPT, learned: Tokenizer, moved: int) -> None:
+    def lines(key: int) -> list[str]:
+        document = f"# program=0 tempo=100 meter=4/4 key={key}\n" + "0+8|4+8|1/2\n2+8|1/2\n" * 10
+        lengths, within = [Length(notes=40)] * 2, range(key - 12, key + 13)
+        return [its.text for its in go_on(untrained, learned, Drawing(seed=9), document, key, lengths, within)]
+
+    assert lines(60) == lines(60 + moved)
+
+
+def test_broken_weights_are_told(learned: Tokenizer, untrained: GPT) -> None:
+    broken = build_model(untrained.config).eval()
+    next(broken.parameters()).data.fill_(float("nan"))
+    with pytest.raises(UserError, match="weights are broken"):
+        compose(broken, learned, Drawing())
+
+
+# --- drawing ---------------------------------------------------------------------------------------------
+
+PROBABILITIES = torch.tensor([0.4, 0.3, 0.2, 0.08, 0.02])
+UNIFORM = (torch.arange(10_000) + 0.5) / 10_000
+
+
+def frequencies(drawing: Drawing, allowed: list[bool] | None = None) -> list[float]:
+    logits = PROBABILITIES.log().expand(len(UNIFORM), -1)
+    mask = torch.tensor(allowed or [True] * 5).expand(len(UNIFORM), -1)
+    return (draw(logits, mask, drawing, UNIFORM).bincount(minlength=5) / len(UNIFORM)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("drawing", "expected"),
+    [
+        (Drawing(), [0.4, 0.3, 0.2, 0.08, 0.02]),
+        (Drawing(temperature=0), [1, 0, 0, 0, 0]),
+        (Drawing(temperature=0.5), [p * p / 0.2968 for p in (0.4, 0.3, 0.2, 0.08, 0.02)]),
+        (Drawing(top_k=2), [4 / 7, 3 / 7, 0, 0, 0]),
+        (Drawing(top_k=9), [0.4, 0.3, 0.2, 0.08, 0.02]),
+        (Drawing(top_p=0.39), [1, 0, 0, 0, 0]),
+        (Drawing(top_p=0.69), [4 / 7, 3 / 7, 0, 0, 0]),
+        (Drawing(top_p=0.71), [4 / 9, 3 / 9, 2 / 9, 0, 0]),
+        (Drawing(min_p=0.45), [4 / 9, 3 / 9, 2 / 9, 0, 0]),
+        (Drawing(min_p=0.8), [1, 0, 0, 0, 0]),
+    ],
+)
+def test_tokens_are_as_frequent_as_they_are_likely(drawing: Drawing, expected: list[float]) -> None:
+    assert frequencies(drawing) == pytest.approx(expected, abs=2e-4)
+
+
+def test_what_is_not_allowed_is_never_drawn_and_the_rest_scaled() -> None:
+    assert frequencies(Drawing(), [False, True, False, True, True]) == pytest.approx([0, 0.75, 0, 0.2, 0.05], abs=2e-4)
+    assert frequencies(Drawing(temperature=0), [False, True, True, True, True]) == [0, 1, 0, 0, 0]
+    assert frequencies(Drawing(top_p=0.5), [False, True, False, True, True]) == [0, 1, 0, 0, 0]
+
+
+def test_the_ends_of_chance_draw_allowed_tokens() -> None:
+    ends = torch.tensor([0.0, 1 - 2**-24])
+    allowed = torch.tensor([[False, True, True, False, False]] * 2)
+    assert draw(torch.zeros(2, 5), allowed, Drawing(), ends).tolist() == [1, 2]

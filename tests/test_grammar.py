@@ -1,0 +1,168 @@
+"""What may follow where: all that the language writes, and nothing that it can't read."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from midigpt.grammar import FIELDS, Grammar, Place
+from midigpt.language import encode
+from midigpt.midi import load_midi
+from midigpt.tokenizer import START_ID
+
+from .conftest import melody, midi_files
+
+HEADER = "# program=0 tempo=120 meter=4/4 key=60\n"
+DRUMS = "# program=d tempo=120 meter=4/4\n"
+
+
+@pytest.fixture(scope="session")
+def learned(prepared: Path) -> Tokenizer:
+    """One whose tokens hold several characters, and some whole lines."""
+    return Tokenizer.from_file(str(prepared / "cache" / "tokenizer.json"))
+
+
+def follow(grammar: Grammar, tokenizer: Tokenizer, text: str) -> Place:
+    """The place behind a text; AssertionError at a token that may not come."""
+    place = grammar.start(1)
+    for number, token in enumerate(tokenizer.encode(text).ids):
+        before = tokenizer.decode(tokenizer.encode(text).ids[:number])
+        assert grammar.allowed(place)[0, token], f"{tokenizer.id_to_token(token)!r} behind {before!r}"
+        place = grammar.advance(place, torch.tensor([token]))
+    return place
+
+
+def following(grammar: Grammar, tokenizer: Tokenizer, text: str) -> str:
+    """The characters that may come behind a text, with $ for its end."""
+    allowed = grammar.allowed(follow(grammar, tokenizer, text))[0].nonzero()[:, 0].tolist()
+    return "".join(sorted("$" if token == START_ID else tokenizer.id_to_token(token) for token in allowed))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "#"),
+        ("#", " "),
+        ("# ", "p"),
+        ("# program=", "0123456789d"),
+        ("# program=12", " 01234567"),
+        ("# program=128", None),
+        ("# program=d tempo=120 meter=3/4", "\n"),
+        ("# program=7 tempo=120 meter=3/4", " "),
+        ("# program=7 tempo=120 meter=3/4 key=12", "\n01234567"),
+        (HEADER, "0123456789"),
+        (HEADER + "\n", None),
+        (HEADER + "0", "+"),  # no silence of no length; never down by nothing
+        (HEADER + "4", "+-/0123456789"),
+        (HEADER + "68", "/0123456789"),  # neither up nor down from 60, but a silence
+        (HEADER + "128", "/"),  # a time has three digits at most
+        (HEADER + "4/", "13"),  # in lowest terms
+        (HEADER + "4/1", "\n"),
+        (HEADER + "5/2", "\n4"),
+        (HEADER + "4/1\n", "0123456789"),
+        (HEADER + "4/1\n68", None),  # silence once, at the beginning
+        (HEADER + "4/1\n4", "+-0123456789"),
+        (HEADER + "4+", "123456789"),
+        (HEADER + "4+1", "0123456:|"),
+        (HEADER + "4+17", None),
+        (HEADER + "4+16", ":|"),
+        (HEADER + "4+16:", "123456789"),
+        (HEADER + "4+16:12/", "1"),
+        (HEADER + "4+16:1/1", "2|"),
+        (HEADER + "4+16|", "123456789"),
+        (HEADER + "4+16|3", "+/0123456789"),  # the notes of a line ascend
+        (HEADER + "4+16|64", "/0123456789"),  # 64 above 64 there is no key
+        (HEADER + "4+16|63", "+/0123456789"),
+        (HEADER + "4+16|1/1\n", "$0123456789"),
+        (HEADER + "67-1|100+1|1/1\n121", None),  # the next line counts from the first note, 7 keys high
+        (HEADER + "53-1|100+1|1/1\n120", "+"),
+        (DRUMS + "36", "/0123456789="),
+        (DRUMS + "36=4|36", "/0123456789"),
+        (DRUMS + "36=4|37", "/0123456789="),
+        (DRUMS + "36=4|37=4|1/1\n36", "="),
+    ],
+)
+def test_characters_that_may_follow(tokenizer: Tokenizer, text: str, expected: str | None) -> None:
+    grammar = Grammar(tokenizer)
+    if expected is None:
+        with pytest.raises(AssertionError):
+            follow(grammar, tokenizer, text)
+    else:
+        assert following(grammar, tokenizer, text) == expected
+
+
+def test_without_an_end_lines_go_on(tokenizer: Tokenizer) -> None:
+    assert following(Grammar(tokenizer, may_end=False), tokenizer, HEADER + "4+16|1/1\n") == "0123456789"
+
+
+def test_behind_the_end_nothing_but_ends_can_come(tokenizer: Tokenizer) -> None:
+    grammar = Grammar(tokenizer)
+    place = follow(grammar, tokenizer, HEADER + "4+16|1/1\n")
+    for _ in range(2):
+        place = grammar.advance(place, torch.tensor([START_ID]))
+        assert grammar.allowed(place)[0].nonzero().tolist() == [[START_ID]]
+
+
+def test_wishes_are_the_only_values(tokenizer: Tokenizer) -> None:
+    grammar = Grammar(tokenizer, {"tempo": "90", "key": "6"})
+    assert following(grammar, tokenizer, "# program=1 tempo=") == "9"
+    assert following(grammar, tokenizer, "# program=1 tempo=90 meter=4/4 key=6") == "\n"
+
+
+def test_keys_bound_what_is_not_drums(tokenizer: Tokenizer) -> None:
+    grammar = Grammar(tokenizer, keys=range(55, 68))
+    assert following(grammar, tokenizer, HEADER[:-3]) == "56"
+    assert following(grammar, tokenizer, HEADER + "6") == "+/0123456789"  # 66, but not 54
+    assert following(grammar, tokenizer, HEADER + "7+1|1/1\n1") == "-012"  # 11 and 12 down
+    assert following(grammar, tokenizer, DRUMS + "36") == "/0123456789="
+
+
+def test_lines_that_go_on_begin_with_a_note(tokenizer: Tokenizer) -> None:
+    grammar = Grammar(tokenizer, is_drum=False)
+    for digits, pitch, expected in (("68", 60, None), ("67", 60, "+"), ("60", 60, "+-"), ("68", 68, "-")):
+        place = grammar.start(1, pitch)
+        for digit in digits:
+            token = tokenizer.token_to_id(digit)
+            is_allowed = bool(grammar.allowed(place)[0, token])
+            place = grammar.advance(place, torch.tensor([token]))
+        assert is_allowed == (expected is not None)
+        if expected:
+            signs = [sign for sign in "+-/" if grammar.allowed(place)[0, tokenizer.token_to_id(sign)]]
+            assert "".join(signs) == expected
+
+
+def test_the_language_writes_nothing_that_may_not_come(learned: Tokenizer) -> None:
+    grammar = Grammar(learned)
+    for seed in range(20):
+        for document in encode(melody(seed, notes=60, is_drum=seed % 3 == 0)):
+            follow(grammar, learned, document.text)
+
+
+def test_real_music_may_come(corpus: Callable[[str], Path], learned: Tokenizer) -> None:
+    """Every line behind the first note, but those with times of more than three digits."""
+    grammars = {is_drum: Grammar(learned, is_drum=is_drum, may_end=False) for is_drum in (False, True)}
+    lines = left_out = 0
+    for path in midi_files(corpus("mini"))[::40]:
+        for document in encode(load_midi(path)):
+            grammar = grammars["program=d" in document.header]
+            place = grammar.start(1, int(document.pitch[0]))
+            for line in document.body.splitlines(keepends=True):
+                if re.search(r"\d{4}/", line):
+                    left_out += 1
+                    break
+                if "|" not in line:  # silence
+                    continue
+                lines += 1
+                for token in learned.encode(line).ids:
+                    assert grammar.allowed(place)[0, token], (path, line)
+                    place = grammar.advance(place, torch.tensor([token]))
+    assert lines > 1500 and left_out < 10
+
+
+def test_every_value_of_a_field_can_be_drawn(tokenizer: Tokenizer) -> None:
+    grammar = Grammar(tokenizer)
+    for tempo in FIELDS["tempo"]:
+        follow(grammar, tokenizer, f"# program=5 tempo={tempo} meter=16/16 key=127\n")
