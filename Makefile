@@ -71,4 +71,5 @@ clean:
 	@mkdir -p "$(ROOT)/data"
 	find "$(ROOT)/data" -maxdepth 1 '(' -name '*_[0-9]*.txt' -o -name 'shard-*.txt' -o -name manifest.json ')' -delete
 	rm -f "$(ROOT)"/cache/index.sqlite "$(ROOT)"/cache/doctor.html "$(ROOT)"/cache/tokenizer*.json \
-		"$(ROOT)"/train/*.bin "$(ROOT)"/train/*.npy "$(ROOT)"/train/meta.json
+		"$(ROOT)"/train/*.bin "$(ROOT)"/train/*.npy "$(ROOT)"/train/meta.json \
+		"$(ROOT)"/train/copies.songs.txt
