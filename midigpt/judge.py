@@ -117,13 +117,17 @@ def read_side(root: Path, split: Split, is_val: bool, seed: int) -> list[Documen
     drawn.sort(key=lambda song: (song.shard is not None, song.shard or 0, song.name))  # a shard is read whole, once
     if not drawn:
         which = "held out" if is_val else "left to train on"
-        again = make(root, "tokenizer", "train-bin", "train")
-        raise UserError(f'no song is {which}; hold out a share of them: {again} ARGS="--val-fraction 0.2"')
+        raise UserError(f"no song is {which}; {_hold_out(root)}")
     return [
         Document(f"{song.name}_{number}", song.fingerprint, text)
         for song, texts in read_songs(root, drawn)
         for number, text in enumerate(texts, start=1)
     ]
+
+
+def _hold_out(root: Path) -> str:
+    again = make(root, "tokenizer", "train-bin")
+    return f'hold out another share of the songs with: {again} ARGS="--val-fraction 0.2", and train a new run'
 
 
 def usual_notes(documents: Sequence[Document]) -> int:
@@ -211,14 +215,19 @@ def shuffle(pieces: Sequence[Piece], notes: int, count: int, seed: int) -> list[
 
 
 def judge(
-    takes: Sequence[str], held_out: Sequence[Document], training: Sequence[Document], notes: int, seed: int
+    root: Path,
+    takes: Sequence[str],
+    held_out: Sequence[Document],
+    training: Sequence[Document],
+    notes: int,
+    seed: int,
 ) -> tuple[list[Group], list[str]]:
-    """Compare takes, texts of documents, with real ones; and sentences on what could not be compared.
+    """Compare takes, valid texts of documents, with real ones; and sentences on what could not be compared.
 
     Raises UserError where there are too few of all to compare anything.
     """
     groups, remarks = [], []
-    whole = [beginning(f"take {n}", f"take {n}", text, notes) for n, text in enumerate(takes, 1) if is_valid(text)]
+    whole = [beginning(name, name, text, notes) for name, text in zip(take_names(len(takes)), takes, strict=True)]
     for name, is_drum in (("pitched parts", False), ("drums", True)):
         written = [piece for piece in whole if piece and piece.score.tracks[0].is_drum == is_drum]
         real = draw_pieces(held_out, notes, is_drum, PIECES, seed)
@@ -234,10 +243,13 @@ def judge(
         groups.append(Group(name, pieces, _rows(pieces, is_drum, seed)))
     if not groups:
         raise UserError(
-            "; ".join(remarks) + "; ask for more takes (--takes), shorter ones (--notes) or hold out more songs:"
-            ' make tokenizer train-bin train ARGS="--val-fraction 0.2"'
+            f"{'; '.join(remarks)}; ask for more takes (--takes) or shorter ones (--notes), or {_hold_out(root)}"
         )
     return groups, remarks
+
+
+def take_names(count: int) -> list[str]:
+    return [f"take-{number:04d}" for number in range(1, count + 1)]
 
 
 def is_valid(text: str) -> bool:

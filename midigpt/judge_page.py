@@ -92,6 +92,11 @@ def figure_and_error(value: float, error: float | None) -> str:
     return f"{value:.2f}" + ("" if error is None else f" ±{error:.2f}")
 
 
+def means(row: Row) -> list[str]:
+    """Of the takes, the training and the held-out pieces; empty for histograms."""
+    return ["" if row.feature.bins else f"{row.values[of].mean():.2f}" for of in (TAKES, REAL, HELD_OUT)]
+
+
 # --- what overlaps how far -------------------------------------------------------------------------------
 
 
@@ -115,14 +120,14 @@ def _group(group: Group) -> str:
 def _table(group: Group) -> str:
     head = "<tr><th>feature" + "".join(
         f"<th class=number>{what}"
-        for what in ("takes", "KL", REAL, "KL", SHUFFLED, "KL", "mean of takes", "mean, held out")
+        for what in ("takes", "KL", REAL, "KL", SHUFFLED, "KL", "mean of takes", "training", HELD_OUT)
     )
     rows = []
     for row in group.rows:
         cells = []
         for of in (TAKES, REAL, SHUFFLED):
             cells += [_cell(row.likeness[of]), f"{row.likeness[of].divergence:.2f}"]
-        cells += ["", ""] if row.feature.bins else [f"{row.values[of].mean():.2f}" for of in (TAKES, HELD_OUT)]
+        cells += means(row)
         rows.append(
             f"<tr><td>{row.feature.name}<br><small>{row.feature.unit}</small></td>"
             + "".join(f'<td class="number">{cell}</td>' for cell in cells)

@@ -59,7 +59,7 @@ def make_axis(sample: FloatArray, pieces: int, finest: float) -> Axis:
     "Multivariate density estimation", 1992: the Gaussian's width is the deviation times pieces ** -0.2.
     """
     width = max(float(sample.std()) * pieces**-0.2, finest)
-    reach = max(float(np.ptp(sample)), 4 * width)
+    reach = max(float(np.ptp(sample)), 8 * width)
     points = np.linspace(sample.min() - reach, sample.max() + reach, POINTS)
     kernel = np.exp(-0.5 * ((points[:, None] - points) / width) ** 2)
     return Axis(points, kernel / kernel.sum(axis=1, keepdims=True))

@@ -9,7 +9,7 @@ evaluation.json, and the takes as .mid. Examples:
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from midigpt.files import UserError, make, parse_arguments
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from midigpt.generate import Drawing
     from midigpt.judge import Group
     from midigpt.model import GPT
+
+
+WIDTHS = (12, 6, 14, 6, 13, 6, 9, 10, 10)  # of the table's columns
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,12 @@ def main(args: Args) -> None:
     valid = [text for text in texts if is_valid(text)]
     if len(valid) < FEW:
         raise UserError(f"only {len(valid)} of {args.takes} takes are valid, too few to compare; train for longer")
-    groups, remarks = judge(valid, held_out, training, notes, args.seed)
+    groups, remarks = judge(args.root, valid, held_out, training, notes, args.seed)
     if any(run["data"][name] != meta[name] for name in ("val_fraction", "seed", "train", "val")):
         remarks.append("the model was trained on other files, or another split: it may know the held-out songs")
     try:
         copies = find_copies(args.root, groups)
-    except (UserError, ImportError) as error:
+    except UserError as error:
         copies = {}
         remarks.append(f"copied passages were not looked for: {error}")
     judgement = Judgement(
@@ -153,10 +156,11 @@ def write_takes(model: "GPT", tokenizer: "Tokenizer", drawing: "Drawing", notes:
 
 def save_takes(texts: list[str], folder: Path) -> None:
     """Write the takes as .mid in place of those of an earlier evaluation."""
+    from midigpt.judge import take_names
     from midigpt.language import decode
     from midigpt.midi import write_midi
 
-    names = [f"take-{number:04d}.mid" for number in range(1, len(texts) + 1)]
+    names = [f"{name}.mid" for name in take_names(len(texts))]
     for name, text in zip(names, texts, strict=True):
         write_midi(decode([text]), folder / name)
     for old in folder.glob("take-*.mid"):
@@ -166,25 +170,23 @@ def save_takes(texts: list[str], folder: Path) -> None:
 
 def table(group: "Group") -> list[str]:
     """A group's features for the terminal: overlaps with their errors, divergences, means."""
-    from midigpt.judge import HELD_OUT, REAL, SHUFFLED, TAKES
-    from midigpt.judge_page import figure_and_error
+    from midigpt.judge import REAL, SHUFFLED, TAKES
+    from midigpt.judge_page import figure_and_error, means
 
     def line(name: str, cells: list[str]) -> str:
-        return f"  {name:<22}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
+        return f"  {name:<20}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, WIDTHS, strict=True)).rstrip()
 
-    def means(row: Any) -> list[str]:
-        return ["", ""] if row.feature.bins else [f"{row.values[of].mean():.2f}" for of in (TAKES, HELD_OUT)]
-
-    WIDTHS = (12, 6, 14, 6, 13, 6, 8, 8)
-    lines = [line(group.name, ["takes", "KL", "real-real", "KL", "shuffled", "KL", "takes", "real"])]
+    lines = [
+        "  Overlap with the held-out pieces ± standard error, KL divergence in bits; means",
+        line(group.name, ["takes", "KL", "real/real", "KL", "shuffled", "KL", "takes", "training", "held out"]),
+    ]
     for row in group.rows:
         cells = []
-        for of in (TAKES, REAL, SHUFFLED):
-            found = row.likeness[of]
+        for found in (row.likeness[of] for of in (TAKES, REAL, SHUFFLED)):
             cells += [figure_and_error(found.overlap, found.overlap_error), f"{found.divergence:.2f}"]
         lines.append(line(row.feature.name, cells + means(row)))
     overlaps = [part for of in (TAKES, REAL, SHUFFLED) for part in (f"{group.mean_overlap(of):.2f}      ", "")]
-    return [*lines, line("mean overlap", [*overlaps, "", ""])]
+    return [*lines, line("mean overlap", [*overlaps, "", "", ""])]
 
 
 if __name__ == "__main__":
