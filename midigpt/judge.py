@@ -228,10 +228,12 @@ def judge(
     """
     groups, remarks = [], []
     whole = [beginning(name, name, text, notes) for name, text in zip(take_names(len(takes)), takes, strict=True)]
+    if short := sum(piece is None for piece in whole):
+        remarks.append(f"{short} takes have fewer than {notes} notes and are not compared")
     for name, is_drum in (("pitched parts", False), ("drums", True)):
         written = [piece for piece in whole if piece and piece.score.tracks[0].is_drum == is_drum]
         real = draw_pieces(held_out, notes, is_drum, PIECES, seed)
-        learned = draw_pieces(training, notes, is_drum, len(written), seed)
+        learned = draw_pieces(training, notes, is_drum, max(len(written), FEW), seed)
         if min(len(written), len(real), len(learned)) < FEW:
             if written or real:
                 remarks.append(

@@ -18,7 +18,6 @@ from midigpt.score import IntArray, Score
 FloatArray = NDArray[np.float64]
 
 MAJOR = np.array([1, 0, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1], bool)
-MINOR = np.array([1, 0, 1, 1, 0, 1, 0, 1, 1, 0, 1, 0], bool)  # natural
 SLOTS = 4  # of the groove's grid to the beat: sixteenths
 WIDEST = 13  # semitones; wider intervals count here
 # Lengths in beats by which times are counted, each time as the nearest by ratio: triplets and dotted ones among them.
@@ -87,14 +86,14 @@ def pitch_class_entropy(score: Score) -> float:
 
 
 def scale_consistency(score: Score) -> float:
-    """The share of notes in the major or natural minor scale that holds the most; nan without pitched notes.
+    """The share of notes in the major or minor scale that holds the most; nan without pitched notes.
 
-    Mogren, "C-RNN-GAN", 2016, as MusPy has it.
+    Mogren, "C-RNN-GAN", 2016, as MusPy has it. A natural minor scale has the notes of its relative major.
     """
     count = np.bincount(_notes(score).pitch % 12, minlength=12)
     if not count.any():
         return float("nan")
-    best = max(count[np.roll(scale, root)].sum() for scale in (MAJOR, MINOR) for root in range(12))
+    best = max(count[np.roll(MAJOR, root)].sum() for root in range(12))
     return float(best / count.sum())
 
 

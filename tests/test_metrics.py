@@ -60,6 +60,9 @@ def test_metrics_equal_those_of_muspy_on_made_pieces() -> None:
         check_against_muspy(Score(480, tracks, meter=(3, 4)))
         check_against_muspy(Score(480, tracks[:1]))
     check_against_muspy(melody(3, is_drum=True))
+    for key in range(12):  # each scale is the best of one of them
+        for scale in ([0, 2, 4, 5, 7, 9, 11], [0, 2, 3, 5, 7, 8, 10], [0, 1, 2, 3]):
+            check_against_muspy(piece([(n, 1, 60 + key + step) for n, step in enumerate(scale)]))
 
 
 def test_metrics_equal_those_of_muspy_on_real_files(corpus: Callable[[str], Path]) -> None:
@@ -153,6 +156,8 @@ def test_overlap_and_divergence_are_those_of_the_two_bells() -> None:
     assert shifted.divergence == pytest.approx(0.5 / np.log(2), abs=0.1)
     same = like(real, normal(0, 1, count, 2))
     assert same.overlap > 0.96 and 0 <= same.divergence < 0.01
+    wide = like(real, normal(0, 2, count, 4))
+    assert wide.divergence == pytest.approx((np.log(2) + 1 / 8 - 1 / 2) / np.log(2), abs=0.05)  # from the real set
     far = like(real, normal(50, 1, count, 3))
     assert far.overlap < 0.01 and 5 < far.divergence < 50  # and not infinite
 
@@ -180,6 +185,13 @@ def test_histograms_are_compared_by_distances_between_pieces() -> None:
     found = like(real, other)
     assert found.overlap == pytest.approx(overlap(p, q))
     assert found.divergence == pytest.approx(divergence(p, q, 60, 50))
+
+
+def test_a_distance_weighs_as_much_as_both_its_pieces() -> None:
+    w, v = np.array([0.0, 1.0, 3.0]), np.array([2.0, 5.0])
+    real, other = (Set(np.eye(3)[: len(weights)], np.arange(len(weights))) for weights in (w, v))
+    assert sorted(likeness._sample(real, None).weights(w, w)) == [0, 0, 3]
+    assert sorted(likeness._sample(real, other).weights(w, v)) == [0, 0, 2, 5, 6, 15]
 
 
 def test_pieces_of_one_song_count_as_one_for_the_error() -> None:
