@@ -85,8 +85,8 @@ def texts(draw: st.DrawFn) -> str:
     is_drum = draw(st.integers(0, 3)) == 0
     fields = ["program=d"] if is_drum else draw(st.sampled_from([[], ["key=55"], ["program=3", "key=61"]]))
     fields = fields + draw(st.sampled_from([[], ["meter=3/4"], ["tempo=90", "meter=6/8"]]))
-    drums, tones = [["36=9"], ["42=3", "36=1"], ["100=2"], []], [["0+1"], ["2-9", "12+1"], ["60=4"], ["1+3"], []]
-    notes = drums if is_drum else tones
+    drums = [["36=9"], ["42=3", "36=1"], ["100=2"], []]
+    notes = drums if is_drum else [["0+1"], ["2-9", "12+1"], ["1+3", "60=4", "2+1"], ["60=2"], []]
     times = ["1/1", "1/2", "2/3", "1/48"]
     line = st.builds(lambda some, time: "|".join([*some, time]), st.sampled_from(notes), st.sampled_from(times))
     header = " ".join(["#", *fields]) + "\n" if fields or draw(st.booleans()) else ""
