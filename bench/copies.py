@@ -171,7 +171,7 @@ def main(args: Args) -> None:
 
     print("\n| asked about | takes | median ms | most ms | peak MiB | median notes found | found whole |")
     print("|---|---:|---:|---:|---:|---:|---:|")
-    sorts = (("cut", f"held-out, {NOTES} notes"), ("held", "held-out, whole"), ("copied", "of the training songs, moved"))
+    sorts = (("cut", f"held-out, {NOTES} notes"), ("held", "held-out, whole"), ("copied", "training songs, moved"))
     for sort, name in sorts:
         row = alone(ask, args.root, sort, args.takes)
         times = f"{row['median'] * 1e3:.1f} | {row['most'] * 1e3:.1f} | {row['peak']:.0f}"
