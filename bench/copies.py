@@ -3,7 +3,7 @@
 Example: python bench/copies.py --root FOLDER --growth 2
 
 FOLDER is a working folder with data/ and train/; nothing is written there. Every row is a process of its own, so
-that its peak memory is its own too. Asked are held-out documents, whole and cut to takes of 1,000 notes, and
+that its peak memory is its own too. Asked are held-out documents, whole and cut to the length of a take, and
 training documents moved by five keys, which must be found whole. The plain way reads documents by `decode` and
 compares each instant of a take with each of the training songs, in all keys, one diagonal of runs after another; it
 gets fewer songs, for it takes as many times longer as there are instants.
@@ -33,7 +33,6 @@ from midigpt.language import decode
 from midigpt.train_data import SONGS_AT_ONCE
 
 MIB_OF_RSS = 2**20 if sys.platform == "darwin" else 2**10  # in units of ru_maxrss
-NOTES = 1000  # of a take
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,14 @@ class Args:
     """The working folder."""
     takes: int = 100
     """How many documents to ask about, of each sort."""
+    notes: int = 1000
+    """Notes of a take."""
     growth: int = 1
     """Also make an index of all songs this many times over: the hardest to sort, and to see whether memory grows."""
     plain_songs: int = 40
     """Songs that the plain way compares takes with."""
     plain_takes: int = 5
-    """Takes, cut to 200 notes, that it is asked about."""
+    """Takes, of a fifth of the notes, that it is asked about."""
 
 
 def training_songs(root: Path) -> Iterator[tuple[str, list[str]]]:
@@ -72,23 +73,23 @@ def build(root: Path, times: int) -> dict[str, float]:
     return {"size": size, "moments": writer.blocks[-1], "blocks": len(writer.blocks)}
 
 
-def ask(root: Path, sort: str, takes: int) -> dict[str, float]:
+def ask(root: Path, sort: str, takes: int, notes: int) -> dict[str, float]:
     """Ask about so many documents of a sort; seconds of each as median and most."""
     index = open_copies(root)
     if sort == "copied":
         texts = [text for _, texts in islice(training_songs(root), 0, None, 7) for text in texts][:takes]
         texts = [re.sub(r" key=(\d+)", lambda key: f" key={(int(key[1]) + 5) % 128}", text) for text in texts]
     else:
-        texts = list(held_out(root, takes, NOTES if sort == "cut" else 0))
-    seconds, notes, whole = [], [], 0
+        texts = list(held_out(root, takes, notes if sort == "cut" else 0))
+    seconds, found, whole = [], [], 0
     for text in texts:
         start = time.perf_counter()
         copy = index.longest(text)
         seconds.append(time.perf_counter() - start)
-        notes.append(copy.notes if copy else 0)
-        whole += notes[-1] == text.count("|")
+        found.append(copy.notes if copy else 0)
+        whole += found[-1] == text.count("|")
     median, most = np.median(seconds), max(seconds)
-    return {"takes": len(texts), "median": median, "most": most, "notes": float(np.median(notes)), "whole": whole}
+    return {"takes": len(texts), "median": median, "most": most, "notes": float(np.median(found)), "whole": whole}
 
 
 def plainly_read(text: str) -> tuple[bool, list[tuple[frozenset[int], int, int]]]:
@@ -102,7 +103,7 @@ def plainly_read(text: str) -> tuple[bool, list[tuple[frozenset[int], int, int]]
     return track.is_drum, [(frozenset(some), end - onset, len(some)) for (onset, some), end in rows]
 
 
-def plain(root: Path, number: int, takes: int) -> dict[str, float]:
+def plain(root: Path, number: int, takes: int, notes: int) -> dict[str, float]:
     """The plain way beside the meter, over the same few songs; both read them beforehand."""
     some = list(islice(training_songs(root), number))
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +119,7 @@ def plain(root: Path, number: int, takes: int) -> dict[str, float]:
             rows.append(-1)
     theirs = np.array(rows)
     result = {"instants": len(theirs), "plain": 0.0, "meter": 0.0, "takes": 0, "same": 0}
-    for text in held_out(root, takes, 200):
+    for text in held_out(root, takes, notes):
         start = time.perf_counter()
         copy = index.longest(text)
         middle = time.perf_counter()
@@ -171,14 +172,14 @@ def main(args: Args) -> None:
 
     print("\n| asked about | takes | median ms | most ms | peak MiB | median notes found | found whole |")
     print("|---|---:|---:|---:|---:|---:|---:|")
-    sorts = (("cut", f"held-out, {NOTES} notes"), ("held", "held-out, whole"), ("copied", "training songs, moved"))
+    sorts = (("cut", f"held-out, {args.notes} notes"), ("held", "held-out, whole"), ("copied", "training songs, moved"))
     for sort, name in sorts:
-        row = alone(ask, args.root, sort, args.takes)
+        row = alone(ask, args.root, sort, args.takes, args.notes)
         times = f"{row['median'] * 1e3:.1f} | {row['most'] * 1e3:.1f} | {row['peak']:.0f}"
         print(f"| {name} | {row['takes']} | {times} | {row['notes']:.1f} | {row['whole']} |", flush=True)
 
-    row = alone(plain, args.root, args.plain_songs, args.plain_takes)
-    print(f"\nOver {row['instants'] / 1e6:.2f} M instants, {row['takes']} takes of 200 notes:")
+    row = alone(plain, args.root, args.plain_songs, args.plain_takes, args.notes // 5)
+    print(f"\nOver {row['instants'] / 1e6:.2f} M instants, {row['takes']} takes of {args.notes // 5} notes:")
     print(f"plain {row['plain']:.2f} s, meter {row['meter']:.3f} s, {row['plain'] / row['meter']:.0f} times;", end=" ")
     print(f"the same number of notes for {row['same']} of {row['takes']}")
     sys.exit(row["same"] != row["takes"])

@@ -4,6 +4,7 @@ import io
 import json
 import random
 import shutil
+import subprocess
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -24,7 +25,7 @@ from midigpt.score import Score, Track
 from midigpt.suffixes import longest_beginnings, sort_suffixes
 from midigpt.tokenizer import learn_tokenizer
 from midigpt.train_data import make_train_bin
-from tests.conftest import SPLIT, documents, melody
+from tests.conftest import PROJECT, SPLIT, documents, melody, ok, run_script
 
 # --- beside comparing everything with everything -------------------------------------------------------------
 
@@ -300,6 +301,16 @@ def test_blocks_change_nothing_but_the_files(work: Path, monkeypatch: pytest.Mon
     assert len(index.blocks) > 10
     for one, other in zip(before, (index.longest(text) for text in takes), strict=True):
         assert one and other and (one.notes, one.start_beat) == (other.notes, other.start_beat)
+
+
+def test_make_clean_takes_the_index_along(work: Path) -> None:
+    subprocess.run(["make", "clean", f"ROOT={work}"], cwd=PROJECT, check=True, capture_output=True)
+    assert not list((work / "train").iterdir())
+
+
+def test_the_bench_finds_what_the_meter_finds(prepared: Path) -> None:
+    flags = ("--takes", "3", "--notes", "35", "--plain-songs", "9", "--plain-takes", "2")
+    assert "the same number of notes for 2 of 2" in ok(run_script("bench/copies.py", "--root", prepared, *flags))
 
 
 def test_all_songs_held_out_leave_an_empty_index() -> None:
