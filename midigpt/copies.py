@@ -194,29 +194,31 @@ class CopyIndex:
 def open_copies(root: Path) -> CopyIndex:
     """The index that `make train-bin` made. Raises UserError where it is missing or not that of train.bin."""
     folder = root / "train"
-    moments, suffixes, docs_path, names = (folder / f"copies.{name}" for name in _NAMES)
+    moments, *others = (folder / f"copies.{name}" for name in _NAMES)
     meta = read_json(folder / "meta.json") if (folder / "meta.json").exists() else {}
-    if "copies" not in meta or not all(path.exists() for path in (moments, suffixes, docs_path, names)):
+    if "copies" not in meta or not all(path.exists() for path in (moments, *others)):
         again = make(root, "train-bin")
         raise UserError(f"{folder} has no index of its songs for finding copies; make it with: {again}")
-    blocks, docs = meta["copies"], np.load(docs_path)
-    total = blocks[-1] if blocks else 0
-    index = CopyIndex(_mapped(moments, MOMENT), _mapped(suffixes, SUFFIX), blocks, docs, _names(names))
+    index = map_index(folder, meta["copies"])
+    total = index.blocks[-1] if index.blocks else 0
     tokens = (folder / "train.bin").stat().st_size // 2 if (folder / "train.bin").exists() else -1
-    if (len(index.moments), len(index.suffixes), len(docs), len(index.songs), tokens) != (
-        total, total, meta["train"]["documents"], meta["train"]["songs"], meta["train"]["tokens"],
-    ):  # fmt: skip
+    train = meta["train"]
+    found = (len(index.moments), len(index.suffixes), len(index.docs), len(index.songs), tokens)
+    if found != (total, total, train["documents"], train["songs"], train["tokens"]):
         raise UserError(f"{moments} is not of the train.bin beside it; make both with: {make(root, 'train-bin')}")
     return index
+
+
+def map_index(folder: Path, blocks: list[int]) -> CopyIndex:
+    """The files that `writer` wrote to a folder, unchecked."""
+    moments, suffixes, docs, names = (folder / f"copies.{name}" for name in _NAMES)
+    songs = names.read_text(encoding="utf-8").split("\n")[:-1]
+    return CopyIndex(_mapped(moments, MOMENT), _mapped(suffixes, SUFFIX), blocks, np.load(docs), songs)
 
 
 def _mapped(path: Path, dtype: np.dtype) -> NDArray:
     size = path.stat().st_size
     return np.asarray(np.memmap(path, dtype, mode="r", shape=size // dtype.itemsize)) if size else np.empty(0, dtype)
-
-
-def _names(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
 # --- the yardstick ---------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Many documents are read at once, by numpy: the copy meter reads all training son
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,8 @@ DRUM = 1 << 42
 PITCH_CLASSES = 0xFFF
 LONGEST = (1 << 20) - 1  # grid steps that a moment can hold: twelve hours at 60 beats per minute
 
-_SIGNS, _MARKS = b"+-=", b"+-=/\n"
-_IS_MARK = np.isin(np.arange(256), list(_MARKS))
-_IS_SIGN = np.isin(np.arange(256), list(_SIGNS))
+_IS_MARK = bytes(byte in b"+-=/\n" for byte in range(256))
+_IS_SIGN = np.array([byte in b"+-=" for byte in range(256)])
 # A drum key's bit in two words of 64, and behind the 128 keys those of the pitch classes.
 _LOW = np.array([1 << key if key < 64 else 0 for key in range(128)] + [1 << pc for pc in range(12)], np.uint64)
 _HIGH = np.array([0 if key < 64 else 1 << (key - 64) for key in range(128)] + [0] * 12, np.uint64)
@@ -43,13 +43,14 @@ def read_instants(texts: Sequence[str]) -> Instants:
     instant, of the last one until the document's end. Lines are not checked: what is no line gives some moment or
     other. Raises LanguageError for a header that is none.
     """
-    headers = [read_header(text) for text in texts]
-    bodies = [split_header(text)[1] for text in texts]
-    bodies = [body if body.endswith("\n") or not body else body + "\n" for body in bodies]
-    text = np.frombuffer(("|" + "".join(bodies)).encode("ascii", "replace"), np.uint8)
+    parts = [split_header(text) for text in texts]
+    headers = [_header(header) for header, _ in parts]
+    bodies = [body if body.endswith("\n") or not body else body + "\n" for _, body in parts]
+    whole = ("|" + "".join(bodies)).encode("ascii", "replace")
+    text = np.frombuffer(whole, np.uint8)
     last_newline = np.cumsum([len(body) for body in bodies], dtype=np.int64)  # (D,)
 
-    mark = np.flatnonzero(_IS_MARK[text])
+    mark = np.flatnonzero(np.frombuffer(whole.translate(_IS_MARK), bool))
     sort = text[mark]
     is_newline = sort == ord("\n")
     line = np.cumsum(is_newline) - is_newline  # (M,) of each mark
@@ -74,6 +75,11 @@ def read_instants(texts: Sequence[str]) -> Instants:
     until = np.where(is_last, document_end[document], np.append(onset[1:], 0)[: len(onset)])
     wait = np.minimum(until - onset, LONGEST)
     return Instants(headers, document, onset, wait << TIME_AT | chord, notes)
+
+
+@lru_cache(maxsize=4096)  # songs have many in common
+def _header(line: str) -> Header:
+    return read_header(line)
 
 
 def moment_time(moment: IntArray) -> IntArray:

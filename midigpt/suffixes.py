@@ -12,7 +12,7 @@ from midigpt.score import IntArray
 
 MOST = (1 << 21) - 1  # symbols of a sequence: three numbers below 2**21 fit into one that numpy sorts quickly
 _BITS = 21
-_WINDOW = 8  # symbols compared at once
+_WINDOW, _WIDEST = 4, 64  # symbols compared at once: at first, at most
 
 
 def sort_suffixes(symbols: IntArray) -> NDArray[np.int32]:
@@ -87,12 +87,14 @@ def _agreement(
     """How many symbols agree from each position and each start on, (Q,), of which `known` are known to."""
     agree = known.copy()
     going = np.arange(len(starts))
-    window = np.arange(_WINDOW)
+    width = _WINDOW
     while len(going):
+        window = np.arange(width)
         ours = query.take((starts + agree)[going, None] + window, mode="clip")
         theirs = symbols.take((position + agree)[going, None] + window, mode="clip")
         differs = ours != theirs
-        more = np.where(differs.any(axis=1), differs.argmax(axis=1), _WINDOW)
+        more = np.where(differs.any(axis=1), differs.argmax(axis=1), width)
         agree[going] += more
-        going = going[more == _WINDOW]
+        going = going[more == width]
+        width = min(2 * width, _WIDEST)  # what agrees so far often agrees for long
     return agree
