@@ -1,4 +1,4 @@
-"""nanoGPT as the peer of bench/train.py: its model, its train step, its train.py on our tokens, its bench.py.
+"""nanoGPT as the peer of bench/train.py and sample.py: its model, train step, train.py on our tokens, bench.py.
 
 Everything is read from a checkout of https://github.com/karpathy/nanoGPT that is on this machine already; nothing
 is written there. What it is run with is said where it is run.
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from midigpt.files import UserError
+from midigpt.model import GPT
 from midigpt.tokenizer import Tokens
 
 FIRST_SEED = 1337  # train.py's own
@@ -72,6 +73,20 @@ def build(checkout: Path, shape: Shape) -> nn.Module:
     with redirect_stdout(io.StringIO()):
         model: nn.Module = module.GPT(module.GPTConfig(**sizes, dropout=0.0, bias=False))
     return model
+
+
+def with_weights(checkout: Path, ours: GPT) -> nn.Module:
+    """Its model of GPT-2's shape, biases included, with the weights of ours."""
+    module, c = _module(checkout), ours.config
+    sizes = {name: getattr(c, name) for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")}
+    with redirect_stdout(io.StringIO()):
+        model: nn.Module = module.GPT(module.GPTConfig(**sizes, dropout=0.0, bias=True))
+    weights = {
+        name: value.t() if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else value
+        for name, value in ours.state_dict().items()
+    }
+    model.load_state_dict(weights | {"lm_head.weight": weights["transformer.wte.weight"]})
+    return model.eval()
 
 
 def count_parameters(checkout: Path, shape: Shape) -> int:

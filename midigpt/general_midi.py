@@ -1,4 +1,4 @@
-"""The names of General MIDI level 1: 128 programs in 16 families of eight, counted from 0."""
+"""The names of General MIDI level 1: 128 programs in 16 families of eight, counted from 0, and kinds of drums."""
 
 _NAMES = {
     "piano": "grand piano, bright piano, electric grand, honky-tonk piano, electric piano 1, electric piano 2,"
@@ -26,3 +26,17 @@ _NAMES = {
 }
 FAMILIES = list(_NAMES)
 PROGRAMS = [name for names in _NAMES.values() for name in names.split(", ")]
+# The kinds of drums, from low to high; what General MIDI's key map has besides is percussion.
+DRUM_KINDS = {
+    "kick": (35, 36),
+    "snare": (37, 38, 39, 40),
+    "toms": (41, 43, 45, 47, 48, 50),
+    "hi-hat": (42, 44, 46),
+    "cymbals": (49, 51, 52, 53, 55, 57, 59),
+    "percussion": (),
+}
+
+
+def drum_kind(pitch: int) -> str:
+    """The kind of drum on a key of the drum channel."""
+    return next((kind for kind, pitches in DRUM_KINDS.items() if pitch in pitches), "percussion")

@@ -1,243 +1,307 @@
-"""The model writes music: a document, or more lines of one, drawn token by token.
+"""The model writes music: documents, or more lines of given ones, drawn token by token, a batch at a time.
 
-Headers are drawn from the fields there can be; a line that breaks the language, or leaves the keyboard, is
-drawn again. So every take can be decoded.
+The grammar leaves out every token that would break the language, so every take can be decoded. Each take has its
+own random numbers, one a token, so that its draws depend on its seed alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
-from typing import TypeVar
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from midigpt.decoder import Decoder, Weights
 from midigpt.files import UserError
-from midigpt.language import DEFAULT_KEY, GRID, TEMPOS, Header, LanguageError, decode, read_header, read_line
-from midigpt.model import GPT, Cache
-from midigpt.score import Score
+from midigpt.grammar import Grammar, Place
+from midigpt.language import GRID, Header, keep_fields, read_header, split_header
+from midigpt.model import GPT
 from midigpt.tokenizer import START_ID
 
-T = TypeVar("T")
-
-MAX_TRIES = 100  # of a line until the model is called untrained
-MAX_LINE_TOKENS = 200
 MAX_NOTES = 1000  # of a take that the model does not end
-MAX_LINE_BEATS = 256  # a longer wait, or note, is taken for a slip
-KEPT = 0.75  # of a full context, when it is made room in
-# The fields of a header in their order, with the values to draw from.
-FIELDS = {
-    "program": [*map(str, range(128)), "d"],
-    "tempo": [*map(str, TEMPOS)],
-    "meter": [f"{numerator}/{denominator}" for denominator in (2, 4, 8, 16) for numerator in range(1, 17)],
-    "key": [*map(str, range(128))],
-}
+AT_ONCE = 64  # takes; more are written in turns
+KEPT = 0.75  # of a full context, when room is made in it
+TOKENS_A_LOOK = 32  # drawn before the host looks at them
+SPAN = 256  # a captured step reads the cache in multiples of this many tokens
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """How tokens are drawn from the model's distribution."""
+    """How tokens are drawn from the model's distribution, after what the grammar leaves of it."""
 
     temperature: float = 1.0  # below 1: more of the likely; 0: always the likeliest
     top_k: int | None = None  # draw from the k likeliest only
-    seed: int = 0
+    top_p: float | None = None  # from the likeliest that together have this probability (arXiv 1904.09751)
+    min_p: float | None = None  # from those with this share of the likeliest one's probability (arXiv 2407.01082)
+    seed: int = 0  # take i is drawn with seed + i
+
+
+@dataclass(frozen=True)
+class Length:
+    """Where takes end: at the first of these limits; without any, where the model ends them (or at MAX_NOTES)."""
+
+    notes: int | None = None  # and the rest of the last one's line
+    bars: float | None = None
+    seconds: float | None = None
+    steps: int | None = None  # of the grid
+
+    @property
+    def is_given(self) -> bool:
+        return self != Length()
+
+    def in_steps(self, header: Header) -> int | None:
+        """The limit in grid steps, in a piece with this header's meter and tempo, but for the one in notes."""
+        numerator, denominator = header.meter or (4, 4)
+        limits = [] if self.steps is None else [self.steps]
+        if self.bars is not None:
+            limits.append(round(self.bars * numerator * 4 / denominator * GRID))
+        if self.seconds is not None:
+            limits.append(round(self.seconds * (header.tempo_bpm or 120) / 60 * GRID))
+        return max(min(limits), 1) if limits else None
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Lines a model wrote, and where they leave off."""
+    """Lines that a model wrote, with the header if it wrote that as well."""
 
     text: str
     notes: int
-    end: int  # grid steps after the document's beginning
-
-
-class Writer:
-    """A document in the making: the tokens so far, and the model's view of them in a cache."""
-
-    def __init__(self, model: GPT, tokenizer: Tokenizer, drawing: Drawing) -> None:
-        self.model, self.tokenizer, self.drawing = model, tokenizer, drawing
-        self.device = next(model.parameters()).device
-        self.random = torch.Generator().manual_seed(drawing.seed)
-        texts = [tokenizer.id_to_token(token) or "" for token in range(model.config.vocab_size)]
-        self.ends_field = torch.tensor([text[:1] in (" ", "\n") for text in texts])  # (V,)
-        self.tokens: list[int] = []
-        self.head = 0  # of these, how many are start token and header
-        self.cache = Cache(model.config, 1, self.device)
-        self.logits = torch.empty(0)  # (V,) after the last token
-
-    @torch.inference_mode()
-    def read(self, ids: list[int]) -> None:
-        """Take tokens as given. When the context is full, the header and the latest tokens are read anew."""
-        self.tokens += ids
-        if self.cache.length == 0 or self.cache.length + len(ids) > self.model.config.block_size:
-            self._fill()
-        else:
-            for token in ids:
-                self._forward([token])
-
-    def _fill(self) -> None:
-        block = self.model.config.block_size
-        self.cache.length = 0
-        room = max(int(block * KEPT), 1)
-        head = self.tokens[: min(self.head, room - 1)]
-        fits = len(self.tokens) <= block
-        self._forward(self.tokens if fits else head + self.tokens[len(head) - room :])
-
-    def _forward(self, ids: list[int]) -> None:
-        """Read on, at the positions behind those in the cache: 0, 1, 2, ..., all within the block."""
-        start = self.cache.length
-        positions = torch.arange(start, start + len(ids), device=self.device)[None]
-        logits = self.model(torch.tensor([ids], device=self.device), positions, self.cache)
-        self.logits = logits[0, -1].float().cpu()
-
-    def mark(self) -> tuple[int, Tensor]:
-        return len(self.tokens), self.logits
-
-    @torch.inference_mode()
-    def rewind(self, mark: tuple[int, Tensor]) -> None:
-        """Forget what was read since the mark."""
-        length, self.logits = mark
-        in_cache = self.cache.length - (len(self.tokens) - length)
-        self.tokens = self.tokens[:length]
-        if in_cache > 0:
-            self.cache.length = in_cache
-        else:  # the context moved on in between
-            self._fill()
-
-    def draw(self, allowed: Tensor) -> int:
-        """A token from the distribution after what was read, among those allowed: a mask of shape (V,)."""
-        if not self.logits.isfinite().all():
-            raise UserError("the model's weights are broken: it gives no numbers; use another checkpoint")
-        logits = self.logits.masked_fill(~allowed, -torch.inf)
-        if self.drawing.temperature == 0:
-            return int(logits.argmax())
-        logits /= self.drawing.temperature
-        if self.drawing.top_k and self.drawing.top_k < len(logits):
-            logits[logits < logits.topk(self.drawing.top_k).values[-1]] = -torch.inf
-        return int(torch.multinomial(logits.softmax(0), 1, generator=self.random))
-
-    def draw_field(self, texts: list[str]) -> str:
-        """Draw one of several header fields, token by token, and read it.
-
-        Where one is the beginning of another (key=6, key=60), it is taken if the model would go on with what
-        can follow a field.
-        """
-        left = {text: self.tokenizer.encode(text).ids for text in texts}
-        for place in count():
-            complete = next((text for text, ids in left.items() if len(ids) == place), None)
-            following = {ids[place] for ids in left.values() if len(ids) > place}
-            if complete and not following:
-                return complete
-            allowed = self.ends_field.clone() if complete else torch.zeros_like(self.ends_field)
-            allowed[list(following)] = True
-            token = self.draw(allowed)
-            if complete and token not in following:
-                return complete
-            self.read([token])
-            left = {text: ids for text, ids in left.items() if ids[place : place + 1] == [token]}
-        raise AssertionError("count() has no end")
-
-    def draw_until_newline(self, may_end: bool) -> str | None:
-        """Draw tokens up to a newline and read them; None if the document ends instead."""
-        text = ""
-        for _ in range(MAX_LINE_TOKENS):
-            allowed = torch.ones(len(self.logits), dtype=torch.bool)
-            allowed[START_ID] = may_end and not text
-            token = self.draw(allowed)
-            if token == START_ID:
-                return None
-            self.read([token])
-            text += self.tokenizer.id_to_token(token) or ""
-            if text.endswith("\n"):
-                break
-        return text
+    end: int  # grid steps from the first line's beginning to the last one's end
 
 
 def compose(
-    model: GPT, tokenizer: Tokenizer, drawing: Drawing, wishes: dict[str, str], notes: int | None = None
-) -> Score:
-    """A piece from nothing, with the wished fields of the header: one part, as a document holds one.
+    model: GPT,
+    tokenizer: Tokenizer,
+    drawing: Drawing,
+    wishes: dict[str, str] | None = None,
+    length: Length = Length(),
+    takes: int = 1,
+    keys: range = range(128),
+    weights: Weights | None = None,
+) -> list[str]:
+    """Documents from nothing, with the wished fields of the header; the others are drawn.
 
-    Raises UserError where the model can't write a line of the language yet.
+    Each begins with its first note. Notes that are not drums stay within `keys`.
     """
-    writer = Writer(model, tokenizer, drawing)
-    header = write_header(writer, wishes)
-    return decode([header + write_lines(writer, read_header(header), notes=notes).text])
+    grammar = Grammar(tokenizer, wishes, not length.is_given, keys, device=next(model.parameters()).device)
+    written = []
+    for first in range(0, takes, AT_ONCE):
+        batch = min(AT_ONCE, takes - first)
+        writer = Writer(Decoder(model, batch, weights), tokenizer, grammar, drawing, first)
+        written += writer.write([START_ID], grammar.start(batch), [length] * batch)
+    return [lines.text for lines in written]
 
 
-def write_header(writer: Writer, wishes: dict[str, str]) -> str:
-    """Begin a document: its start, and a header of the wished fields and of values the model draws for the others."""
-    writer.read([START_ID, *writer.tokenizer.encode("#").ids])
-    text = "#"
-    for name, values in FIELDS.items():
-        if name == "key" and read_header(text).is_drum:
-            continue
-        text += writer.draw_field([f" {name}={value}" for value in ([wishes[name]] if name in wishes else values)])
-    writer.read(writer.tokenizer.encode("\n").ids)
-    writer.head = len(writer.tokens)
-    return text + "\n"
+def go_on(
+    model: GPT,
+    tokenizer: Tokenizer,
+    drawing: Drawing,
+    document: str,
+    reference: int,
+    lengths: Sequence[Length],
+    keys: range = range(128),
+    weights: Weights | None = None,
+) -> list[Lines]:
+    """More lines of a document, at least one, for each length; the first begins where the document's last line ends.
 
-
-def write_lines(
-    writer: Writer, header: Header, given: str = "", notes: int | None = None, until: int | None = None
-) -> Lines:
-    """Go on behind a document's header and `given` lines, which the writer has read.
-
-    Writes `notes` notes (to the end of their line); without, until the model ends the document or MAX_NOTES
-    are written; in any case no line that starts at or after grid step `until`. What the model writes is held
-    to the normal form: silence as a line of its own only at the beginning, times on the grid.
+    What comes counts from the pitch `reference`, that of the last line's first note. The header's `key`, of which
+    the lines say nothing, is not read: so a document moved to other keys is continued in the same way. Either all
+    lengths are given, or none is.
     """
-    reference = DEFAULT_KEY if header.key is None else header.key
-    now = 0
-    for line in given.splitlines():
-        _, time, reference = read_line(line, reference, header.is_drum)
-        now += _steps(time)
-    text, written = "", 0
-
-    def attempt() -> tuple[str | None, int, int, int] | None:
-        line = writer.draw_until_newline(may_end=notes is None and written > 0)
-        if line is None:
-            return None, 0, 0, reference
-        if not line.endswith("\n"):
-            return None
-        read, time, after = read_line(line[:-1], reference, header.is_drum)
-        if not read and (text or given):
-            return None
-        times = [time, *(length for _, _, length in read if length)]
-        if any(_steps(t) > MAX_LINE_BEATS * GRID for t in times):
-            return None
-        return line, len(read), _steps(time), after
-
-    while written < (notes or MAX_NOTES) and (until is None or now < until):
-        drawn, more, steps, reference = _try_again(writer, attempt)
-        if drawn is None:
-            break
-        text, written, now = text + drawn, written + more, now + steps
-    return Lines(text, written, now)
+    header, body = split_header(document)
+    is_drum, device = read_header(header).is_drum, next(model.parameters()).device
+    grammar = Grammar(tokenizer, None, not lengths[0].is_given, keys, is_drum, device)
+    ids = [START_ID, *tokenizer.encode(without_key(header) + body).ids]
+    written = []
+    for first in range(0, len(lengths), AT_ONCE):
+        some = lengths[first : first + AT_ONCE]
+        writer = Writer(Decoder(model, len(some), weights), tokenizer, grammar, drawing, first)
+        written += writer.write(ids, grammar.start(len(some), reference), some, read_header(header))
+    return written
 
 
-def _steps(time: str) -> int:
-    """A time in grid steps. Raises LanguageError where it is not on the grid."""
-    beats, unit = map(int, time.split("/"))
-    if GRID % unit:
-        raise LanguageError(f"{time} is not on the grid of {GRID} steps to the beat")
-    return beats * (GRID // unit)
+def without_key(header: str) -> str:
+    return keep_fields(header, lambda name: name != "key")
 
 
-def _try_again(writer: Writer, attempt: Callable[[], T | None]) -> T:
-    mark = writer.mark()
-    tries = 1 if writer.drawing.temperature == 0 else MAX_TRIES  # without chance, every try is the same
-    for _ in range(tries):
-        try:
-            result = attempt()
-        except LanguageError:
-            result = None
-        if result is not None:
-            return result
-        writer.rewind(mark)
-    raise UserError(
-        f"the model did not write a line of the language ({tries} tries); train it for longer"
-        " and on music of the kind you ask for, or draw at another --temperature or --seed"
-    )
+# --- token by token --------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Writes a batch of documents. Row i draws its tokens with the drawing's seed + first + i."""
+
+    def __init__(
+        self, decoder: Decoder, tokenizer: Tokenizer, grammar: Grammar, drawing: Drawing, first: int = 0
+    ) -> None:
+        self.decoder, self.tokenizer, self.grammar, self.drawing = decoder, tokenizer, grammar, drawing
+        self._texts = ["" if t == START_ID else tokenizer.id_to_token(t) or "" for t in range(len(grammar))]
+        rows, device = range(decoder.batch_size), decoder.device
+        self._random = [torch.Generator().manual_seed(drawing.seed + first + row) for row in rows]
+        # What a step reads and writes, always in the same places, as a captured graph needs it.
+        self._logits = torch.zeros(len(rows), len(grammar), device=device)
+        self._place = grammar.start(len(rows))
+        self._uniform = torch.zeros(len(rows), TOKENS_A_LOOK, device=device)
+        self._drawn = torch.zeros(len(rows), TOKENS_A_LOOK, dtype=torch.long, device=device)
+        self._at = torch.zeros(1, dtype=torch.long, device=device)
+        self._graphs = self._capture() if device.type == "cuda" else {}
+
+    @torch.inference_mode()
+    def write(
+        self, given: list[int], place: Place, lengths: Sequence[Length], header: Header | None = None
+    ) -> list[Lines]:
+        """Go on behind the given tokens, a start token first; `header` is theirs, if they have one.
+
+        Raises UserError where the model's weights are broken.
+        """
+        rows = [_Row(length, header) for length in lengths]
+        tokens = [list(given) for _ in rows]
+        for mine, its in zip(self._place, place, strict=True):
+            mine.copy_(its)
+        self.read([self._fitting(given)])
+        if not self._logits.isfinite().all():
+            raise UserError("the model's weights are broken: it gives no numbers; use another checkpoint")
+        while not all(row.is_done for row in rows):
+            if self.decoder.room == 0:
+                self.read([self._latest(ids) for ids in tokens])
+            for row, ids, drawn in zip(rows, tokens, self.draw_some(), strict=True):
+                ids += drawn
+                for token in drawn:
+                    row.add(self._texts[token])
+        return [Lines(row.text, row.notes, row.now) for row in rows]
+
+    def read(self, ids: list[list[int]]) -> None:
+        """Let the model read documents from their beginnings: one for each row, or one for all."""
+        self._logits.copy_(self.decoder.read(torch.tensor(ids, device=self.decoder.device)))
+
+    def _fitting(self, ids: list[int]) -> list[int]:
+        """All tokens of a document, or its header and as many of its latest lines as leave room."""
+        if len(ids) < self.decoder.room:
+            return ids
+        latest = self._latest(ids)
+        head = len(self._head(ids))
+        starts = [n for n in range(head, len(latest)) if self._texts[latest[n - 1]].endswith("\n")]
+        return latest[:head] + latest[starts[1] if len(starts) > 1 else head :]
+
+    def _latest(self, ids: list[int]) -> list[int]:
+        """The header and the latest tokens, as many as there were in any other document of the batch."""
+        room = max(int(self.decoder.model.config.block_size * KEPT), 1)
+        head = self._head(ids)
+        return head + ids[len(head) - room :]
+
+    def _head(self, ids: list[int]) -> list[int]:
+        """Start token and header, without its key: that is the pitch of a note no longer read."""
+        end = next((n for n, token in enumerate(ids) if self._texts[token].endswith("\n")), 0) + 1
+        header = "".join(self._texts[token] for token in ids[:end])
+        head = [START_ID, *self.tokenizer.encode(without_key(header)).ids] if header.startswith("#") else [START_ID]
+        return head[: int(self.decoder.model.config.block_size * KEPT) // 2]
+
+    def draw_some(self) -> list[list[int]]:
+        """As many more tokens of each row as are drawn between two looks."""
+        count = min(TOKENS_A_LOOK, self.decoder.room)
+        uniform = torch.stack([torch.rand(count, generator=random) for random in self._random])
+        self._uniform[:, :count] = uniform.to(self.decoder.device)
+        self._at.zero_()
+        for _ in range(count):
+            if self._graphs:
+                length = self.decoder.cache.length + 1
+                self._graphs[min(span for span in self._graphs if span >= length)].replay()
+                self.decoder.cache.length = length
+            else:
+                self._step()
+        return self._drawn[:, :count].tolist()
+
+    def _step(self) -> None:
+        """Draw a token of each row and let the model read it: nothing here waits for the device."""
+        u = self._uniform.index_select(1, self._at)[:, 0]
+        token = draw(self._logits, self.grammar.allowed(self._place), self.drawing, u)
+        self._drawn.index_copy_(1, self._at, token[:, None])
+        for mine, its in zip(self._place, self.grammar.advance(self._place, token), strict=True):
+            mine.copy_(its)
+        self._logits.copy_(self.decoder.step(token))
+        self._at += 1
+
+    @torch.inference_mode()
+    def _capture(self) -> "dict[int, torch.cuda.CUDAGraph]":
+        """The step as CUDA graphs, one for each span of the cache that attention may have to read."""
+        block = self.decoder.model.config.block_size
+        graphs = {}
+        for span in sorted({*range(SPAN, block, SPAN), block}):
+            self.decoder.span = span
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # kernels are loaded, and chosen, before anything is captured
+                for _ in range(2):
+                    self._rewind()
+                    self._step()
+            torch.cuda.current_stream().wait_stream(stream)
+            self._rewind()
+            graphs[span] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graphs[span]):
+                self._step()
+        self._rewind()
+        return graphs
+
+    def _rewind(self) -> None:
+        """Back to where nothing has been read; what a trial step has left in the cache is overwritten."""
+        self.decoder.cache.length = 0
+        for counter in (self.decoder.position, self._at):
+            counter.zero_()
+        for mine, its in zip(self._place, self.grammar.start(self.decoder.batch_size), strict=True):
+            mine.copy_(its)
+
+
+def draw(logits: Tensor, allowed: Tensor, drawing: Drawing, uniform: Tensor) -> Tensor:
+    """A token (B,) from each row of logits (B, V), of those allowed (B, V), by a random number in 0..1 each, (B,).
+
+    The draw looks the number up in the cumulated probabilities. In float64, as the last of them must not be reached.
+    """
+    logits = logits.masked_fill(~allowed, -torch.inf)
+    if drawing.temperature == 0:
+        return logits.argmax(-1)
+    logits = logits / drawing.temperature
+    if drawing.top_k and drawing.top_k < logits.shape[1]:
+        logits = logits.masked_fill(logits < logits.topk(drawing.top_k).values[:, -1:], -torch.inf)
+    if drawing.top_p is not None and drawing.top_p < 1:
+        ordered = logits.sort(dim=-1, descending=True).values
+        before = ordered.softmax(-1).cumsum(-1).roll(1, -1)
+        before[:, 0] = 0  # of the likeliest, which always stays
+        least = ordered.masked_fill(before >= drawing.top_p, torch.inf).amin(-1, keepdim=True)
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    probability = logits.softmax(-1)
+    if drawing.min_p:
+        probability = probability * (probability >= drawing.min_p * probability.amax(-1, keepdim=True))
+    cumulated = probability.cumsum(-1, dtype=torch.float64)
+    return torch.searchsorted(cumulated, uniform.double()[:, None] * cumulated[:, -1:], right=True)[:, 0]
+
+
+class _Row:
+    """A document in the making, as far as its lines are complete."""
+
+    def __init__(self, length: Length, header: Header | None) -> None:
+        self.text, self.notes, self.now, self.is_done = "", 0, 0, False
+        self._line, self._length = "", length
+        self._most_notes = length.notes or (MAX_NOTES if not length.is_given else None)
+        self._until = length.in_steps(header) if header else None
+
+    def add(self, text: str) -> None:
+        """Take one more token's text: "" for the end."""
+        if self.is_done:
+            return
+        self._line += text
+        if not text:
+            self.is_done = True
+        elif text.endswith("\n"):
+            line, self._line = self._line, ""
+            if line.startswith("#"):
+                self.text += line
+                self._until = self._length.in_steps(read_header(line))
+                return
+            *notes, time = line.removesuffix("\n").split("|")
+            if not notes:  # silence before all notes
+                return
+            self.text += line
+            self.notes += len(notes)
+            count, unit = map(int, time.split("/"))
+            self.now += count * GRID // unit
+            enough = self._most_notes is not None and self.notes >= self._most_notes
+            self.is_done = enough or (self._until is not None and self.now >= self._until)

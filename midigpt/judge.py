@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from midigpt.copies import first_notes, open_copies
 from midigpt.documents import Split, read_songs
 from midigpt.files import UserError, make
 from midigpt.index import songs
@@ -146,17 +147,8 @@ def usual_notes(documents: Sequence[Document]) -> int:
 
 def beginning(name: str, song: str, text: str, notes: int) -> Piece | None:
     """The first notes of a document; None where it has fewer. Raises LanguageError for what is no document."""
-    header, body = split_header(text)
-    lines, count = [header], 0
-    for line in body.splitlines(keepends=True):
-        if count >= notes:
-            break
-        lines.append(line)
-        count += line.count("|")
-    if count < notes:
-        return None
-    cut = "".join(lines)
-    return Piece(name, song, cut, _first_notes(normalise(decode([cut])), notes))
+    cut = first_notes(text, notes)
+    return Piece(name, song, cut, _first_notes(normalise(decode([cut])), notes)) if cut else None
 
 
 def _first_notes(score: Score, notes: int) -> Score:
@@ -286,8 +278,6 @@ def find_copies(root: Path, groups: Sequence[Group]) -> dict[str, list[Copied]]:
 
     Raises UserError where there is no index of that.
     """
-    from midigpt.copies import open_copies
-
     index = open_copies(root)
     pieces = {
         TAKES: [piece for group in groups for piece in group.pieces[TAKES]],

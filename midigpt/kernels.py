@@ -40,14 +40,14 @@ def dropout(x: Tensor, share: float) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout_share: float) -> Tensor:
-    """Causal attention (B, T, H * D) of queries (B, T, H, D) to keys and values (B, K, S, D), S = T unless T = 1."""
+    """Causal attention (B, T, H * D) of queries (B, T, H, D) to keys and values (B, K, T, D)."""
     B, T, H, D = q.shape
     q, k, v = q.transpose(1, 2), _repeat_heads(k, H), _repeat_heads(v, H)
     by_products = dropout_share or (q.dtype == torch.bfloat16 and T <= LONGEST_PRODUCTS)
     if q.device.type == "cpu" and q.requires_grad and by_products:
         y = _attend_by_products(q, k, v, dropout_share)
     else:
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_share, is_causal=T > 1)
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_share, is_causal=True)
     return y.transpose(1, 2).reshape(B, T, H * D)
 
 

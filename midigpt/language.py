@@ -32,6 +32,9 @@ LANGUAGE = f"interval-1 layout=track grid={GRID} velocity-bins={VELOCITY_BINS} p
 # The tempos a header can name, in beats per minute; none is further than 5 % from the next.
 TEMPOS = (*range(20, 40), *range(40, 120, 2), *range(120, 240, 5), *range(240, 321, 10))
 
+# The meters that a sampler asks for, or lets the model choose from; a file may have any.
+METERS = tuple(f"{numerator}/{denominator}" for denominator in (2, 4, 8, 16) for numerator in range(1, 17))
+
 _TEMPO_BORDERS = [math.sqrt(a * b) for a, b in pairwise(TEMPOS)]  # the middle by ratio
 
 TEMPO_RANGE = range(4, 1000)  # of the reader; slower than 3.6 no MIDI file can be
@@ -105,7 +108,7 @@ def _normal_notes(tracks: Sequence[Track], ticks_per_beat: IntArray) -> _Notes:
     end = onset + duration
     for (start, stop), track in zip(_bounds(part, len(tracks)), tracks, strict=True):
         if len(track.pedal) and not track.is_drum:
-            end[start:stop] = _held(end[start:stop], track.pedal)
+            end[start:stop] = held_ends(end[start:stop], track.pedal)
 
     beat = ticks_per_beat[part]
     onset, end = ((2 * GRID * ticks + beat) // (2 * beat) for ticks in (onset, end))
@@ -133,7 +136,7 @@ def _bounds(part: IntArray, parts: int) -> list[tuple[int, int]]:
     return list(pairwise(cuts))
 
 
-def _held(end: IntArray, pedal: IntArray) -> IntArray:
+def held_ends(end: IntArray, pedal: IntArray) -> IntArray:
     """The ends of notes with the sustain pedal: a note whose pedal is down at its end lasts until the release."""
     down, up = pedal.T
     held = np.searchsorted(down, end, side="right") - 1  # the last pedal pressed by the note's end

@@ -6,9 +6,10 @@ pedals that stand in another chunk, SMPTE time. Writing is done by mido.
 """
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mido
 import numpy as np
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from midigpt.files import UserError, replacing
 from midigpt.midi_bytes import PEDAL, Events, MidiError, check_length, clock, readable, scan, split_file
 from midigpt.score import NO_PEDAL, IntArray, Score, Track, cut_repeats
+
+T = TypeVar("T")
 
 DRUM_CHANNEL = 9  # counted from 0; "channel 10" in print
 FINE_TICKS = 480  # ticks per beat to write with at least, as sequencers expect
@@ -33,6 +36,35 @@ class _Part:
     channel: int
     name: str
     notes: list[dict[str, NDArray[Any]]]  # columns of notes, by program
+
+
+@dataclass
+class _Reading:
+    """A file's chunks as symusic reads them, and what midi_bytes adds. Ticks are the file's."""
+
+    ticks_per_beat: int
+    tick_factor: int  # ticks of a score to one of the file
+    is_smpte: bool
+    are_patterns: bool  # format 2: what one chunk sets does not hold in another
+    parsed: list["symusic.core.ScoreTick"] = field(default_factory=list)
+    parts: list[_Part] = field(default_factory=list)
+    events: list[Events] = field(default_factory=list)  # of each chunk
+
+    def heard(self, part: _Part) -> list[Events]:
+        return [self.events[part.chunk]] if self.are_patterns else self.events
+
+
+@dataclass(frozen=True)
+class Song:
+    """A MIDI file's score, and what a score has no place for. Ticks are the score's."""
+
+    score: Score
+    seats: tuple[tuple[int, int], ...]  # of each track of the score: MTrk chunk and channel, counted from 0
+    programs: tuple[tuple[tuple[int, int], ...], ...]  # of each track: ticks and programs set there, ordered
+    tempos: tuple[tuple[int, float], ...]  # tick and BPM, ordered, the first at tick 0
+    meters: tuple[tuple[int, tuple[int, int]], ...]  # likewise
+    file_tick: int  # ticks of the score to one of the file: 1, in SMPTE time 2
+    are_patterns: bool  # a file of format 2: what one chunk sets does not hold in another
 
 
 def load_midi(path: Path) -> Score:
@@ -54,41 +86,87 @@ def read_midi(source: Path | bytes) -> Score:
 
     Raises MidiError where the file is not MIDI, is damaged or has no notes; OSError where it can't be opened.
     """
-    data = source if isinstance(source, bytes) else source.read_bytes()
+    return _score(_read(source if isinstance(source, bytes) else source.read_bytes()))
+
+
+def read_song(data: bytes) -> Song:
+    """read_midi, and what else the bytes say of each track's place, programs, tempos and meters."""
+    reading = _read(data)
+    factor = reading.tick_factor
+    programs = []
+    for part in reading.parts:
+        changes = () if part.channel == DRUM_CHANNEL else _programs(part, reading)
+        programs.append(tuple((tick * factor, number) for tick, number in changes))
+    tempos = [(t.time, 6e7 / t.mspq) for chunk in reading.parsed for t in chunk.tempos if t.mspq > 0]
+    meters = [
+        (m.time * factor, (m.numerator, m.denominator))
+        for chunk in reading.parsed
+        for m in chunk.time_signatures
+        if _is_meter(m)
+    ]
+    return Song(
+        _score(reading),
+        tuple((part.chunk, part.channel) for part in reading.parts),
+        tuple(programs),
+        _map([] if reading.is_smpte else tempos, 120.0),
+        _map(meters, (4, 4)),
+        factor,
+        reading.are_patterns,
+    )
+
+
+def read_tempos(source: Path) -> tuple[IntArray, NDArray[np.float64]]:
+    """A file's tempo map on its score's clock: from tick[i] on a beat lasts beat_seconds[i]; both (T,).
+
+    Raises what read_midi does.
+    """
+    ticks, tempos = zip(*read_song(source.read_bytes()).tempos, strict=True)
+    return np.array(ticks, np.int64), 60 / np.array(tempos)
+
+
+def _map(changes: list[tuple[int, T]], default: T) -> tuple[tuple[int, T], ...]:
+    """Changes by tick, from tick 0 on; of several at one tick the last holds."""
+    ordered = sorted(changes, key=lambda change: change[0])
+    return tuple({0: default, **dict(ordered)}.items())
+
+
+def _read(data: bytes) -> _Reading:
     midi_format, division, chunks = split_file(data)
     ticks_per_beat, tick_factor, is_smpte = clock(division)
     check_length(data, chunks)
-    parsed, parts, events = [], [], []
+    reading = _Reading(ticks_per_beat, tick_factor, is_smpte, are_patterns=midi_format == 2)
     for number, chunk in enumerate(map(readable, chunks)):
         try:
-            parsed.append(symusic.Score.from_midi(_HEADER + chunk))
+            reading.parsed.append(symusic.Score.from_midi(_HEADER + chunk))
         except RuntimeError as error:
             cause = str(error).removeprefix("MiniMidi: ").split(": iostream error")[0]
             raise MidiError(f"has a damaged track chunk ({number + 1} of {len(chunks)}: {cause})") from None
-        chunk_parts, chunk_events = _parts(number, chunk, parsed[-1])
-        parts += chunk_parts
-        events.append(chunk_events)
-    if not parts:
+        chunk_parts, chunk_events = _parts(number, chunk, reading.parsed[-1])
+        reading.parts += chunk_parts
+        reading.events.append(chunk_events)
+    if not reading.parts:
         raise MidiError("has no notes")
-    tracks = _tracks(parts, events, tick_factor, are_patterns=midi_format == 2)
-    return Score(ticks_per_beat, tracks, 120.0 if is_smpte else _first_tempo(parsed), _first_meter(parsed))
+    return reading
 
 
-def _tracks(parts: list[_Part], events: list[Events], tick_factor: int, are_patterns: bool) -> tuple[Track, ...]:
-    """A Track for each part. In patterns (format 2), what one chunk sets does not hold in another."""
-    notes = _joined(parts)
+def _score(reading: _Reading) -> Score:
+    tempo = 120.0 if reading.is_smpte else _first_tempo(reading.parsed)
+    return Score(reading.ticks_per_beat, _tracks(reading), tempo, _first_meter(reading.parsed))
+
+
+def _tracks(reading: _Reading) -> tuple[Track, ...]:
+    """A Track for each part."""
+    notes = _joined(reading.parts)
     tracks = []
     stop = 0
-    for part in parts:
+    for part in reading.parts:
         start, stop = stop, stop + sum(len(columns["time"]) for columns in part.notes)
         onset, duration, pitch, velocity = (column[start:stop] for column in notes)
-        own = events[part.chunk]
-        heard = [own] if are_patterns else events
         is_drum = part.channel == DRUM_CHANNEL
-        program = 0 if is_drum else _program(part.channel, int(onset[0]), own, heard)
-        pedal = _pedal_intervals(part.channel, heard, onset, duration)
-        if tick_factor != 1:
-            onset, duration, pedal = onset * tick_factor, duration * tick_factor, pedal * tick_factor
+        program = 0 if is_drum else _program(part, int(onset[0]), reading)
+        pedal = _pedal_intervals(part.channel, reading.heard(part), onset, duration)
+        if reading.tick_factor != 1:
+            onset, duration, pedal = (ticks * reading.tick_factor for ticks in (onset, duration, pedal))
         tracks.append(Track(program, is_drum, onset, duration, pitch, velocity, pedal, part.name))
     return tuple(tracks)
 
@@ -114,17 +192,14 @@ def _first_tempo(chunks: list["symusic.core.ScoreTick"]) -> float:
 
 def _first_meter(chunks: list["symusic.core.ScoreTick"]) -> tuple[int, int]:
     firsts = [
-        next(
-            (
-                (meter.time, (meter.numerator, meter.denominator))
-                for meter in chunk.time_signatures
-                if meter.numerator > 0 and meter.denominator in (1, 2, 4, 8, 16, 32, 64, 128)
-            ),
-            None,
-        )
+        next(((m.time, (m.numerator, m.denominator)) for m in chunk.time_signatures if _is_meter(m)), None)
         for chunk in chunks
     ]
     return min(filter(None, firsts), key=lambda meter: meter[0], default=(0, (4, 4)))[1]
+
+
+def _is_meter(meter: "symusic.core.TimeSignatureTick") -> bool:
+    return meter.numerator > 0 and meter.denominator in (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 def _parts(number: int, chunk: bytes, score: "symusic.core.ScoreTick") -> tuple[list[_Part], Events]:
@@ -174,22 +249,27 @@ def _pedal_intervals(channel: int, heard: list[Events], onset: IntArray, duratio
     return turns.reshape(-1, 2)
 
 
-def _program(channel: int, first_tick: int, own: Events, heard: list[Events]) -> int:
-    """The program in force on a channel at a part's first note: the chunk's own, else the last of any."""
-    for sources in ([own], heard):
-        changes = [
-            (tick, program)
-            for events in sources
-            for tick, where, program in events.programs
-            if where == channel and tick <= first_tick
+def _program(part: _Part, tick: int, reading: _Reading) -> int:
+    """The program in force for a part at a tick of the file; 0, piano, if none was set."""
+    return next((number for when, number in reversed(_programs(part, reading)) if when <= tick), 0)
+
+
+def _programs(part: _Part, reading: _Reading) -> list[tuple[int, int]]:
+    """Ticks and programs set for a part: by its own chunk, and before that does so, by any."""
+
+    def changes(sources: list[Events]) -> list[tuple[int, int]]:
+        found = [
+            (tick, number) for events in sources for tick, channel, number in events.programs if channel == part.channel
         ]
-        if changes:
-            return sorted(changes, key=lambda change: change[0])[-1][1]
-    return 0
+        return sorted(found, key=lambda change: change[0])
+
+    own = changes([reading.events[part.chunk]])
+    others = changes(reading.heard(part))
+    return [change for change in others if not own or change[0] < own[0][0]] + own
 
 
-def write_midi(score: Score, path: Path) -> None:
-    """Write a format 1 file: a conductor track with tempo and meter, then a track for each of the score's.
+def write_midi(score: Score, path: Path, texts: Sequence[str] = ()) -> None:
+    """Write a format 1 file: a conductor track with tempo, meter and texts, then a track for each of the score's.
 
     Drums go to channel 10; every track gets a channel of its own as long as the 15 others last. A note ends
     where its pitch starts again, else a player could not tell the two apart. Pedals are not written:
@@ -203,6 +283,8 @@ def write_midi(score: Score, path: Path) -> None:
     conductor.append(mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(score.tempo_bpm)))
     numerator, denominator = score.meter
     conductor.append(mido.MetaMessage("time_signature", numerator=numerator, denominator=denominator))
+    for text in texts:
+        conductor.append(mido.MetaMessage("text", text=text))
     for track, channel in zip(score.tracks, _channels(score.tracks), strict=True):
         _write_track(file.add_track(track.name or None), track, channel, scale)
     with replacing(path) as temporary:

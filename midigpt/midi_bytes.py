@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,10 +44,28 @@ class Events:
     whole: bool = True  # False where reading stopped at the first note
 
 
+class Event(NamedTuple):
+    """One event of an MTrk chunk."""
+
+    tick: int
+    begin: int  # the position of its delta in the chunk
+    message: bytes  # with its status byte, also where that was a running one
+
+
 def split_file(data: bytes) -> tuple[int, int, list[bytes]]:
     """The format, the division and the MTrk chunks (with their 8-byte heads) of a file's bytes.
 
     Raises MidiError where that is not what the bytes are.
+    """
+    header, chunks = split_chunks(data)
+    midi_format, _, division = struct.unpack_from(">HHH", header, 8)
+    return midi_format, division, [chunk for chunk in chunks if chunk[:4] == b"MTrk"]
+
+
+def split_chunks(data: bytes) -> tuple[bytes, list[bytes]]:
+    """The MThd chunk of a file's bytes and all whole chunks behind it, of whatever kind, with their heads.
+
+    Raises MidiError as split_file.
     """
     if not data:
         raise MidiError("is empty (0 bytes)")
@@ -55,22 +74,25 @@ def split_file(data: bytes) -> tuple[int, int, list[bytes]]:
         raise MidiError("is not a MIDI file (it has no MThd header)")
     if len(data) < start + 14:
         raise MidiError("is truncated (it ends inside the header)")
-    length, midi_format, declared, division = struct.unpack_from(">IHHH", data, start + 4)
+    length, _, declared = struct.unpack_from(">IHH", data, start + 4)
     if not 6 <= length <= len(data) - start - 8:
         raise MidiError(f"has a damaged header (it claims {length} bytes; 6 are usual)")
     chunks: list[bytes] = []
-    position = start + 8 + length
+    tracks = 0
+    first = position = start + 8 + length
     while position + 8 <= len(data):
         kind, length = struct.unpack_from(">4sI", data, position)
         end = position + 8 + length
         if kind == b"MTrk":
+            tracks += 1
             if end > len(data):
-                raise MidiError(f"is truncated ({end - len(data)} bytes of track chunk {len(chunks) + 1} are missing)")
+                raise MidiError(f"is truncated ({end - len(data)} bytes of track chunk {tracks} are missing)")
+        elif end > len(data) and tracks < declared and b"MTrk" in data[position:]:
+            raise MidiError(f"is damaged (no track chunk is where number {tracks + 1} should begin)")
+        if end <= len(data):
             chunks.append(data[position:end])
-        elif end > len(data) and len(chunks) < declared and b"MTrk" in data[position:]:
-            raise MidiError(f"is damaged (no track chunk is where number {len(chunks) + 1} should begin)")
         position = end
-    return midi_format, division, chunks
+    return data[start:first], chunks
 
 
 def clock(division: int) -> tuple[int, int, bool]:
@@ -88,6 +110,35 @@ def clock(division: int) -> tuple[int, int, bool]:
         raise MidiError(f"has a damaged header (SMPTE time of {frames} frames of {ticks_per_frame} ticks)")
     frame_rate = 30000 / 1001 if frames == 29 else frames
     return round(frame_rate * ticks_per_frame), 2, True
+
+
+def read_events(chunk: bytes) -> Iterator[Event]:
+    """Every event of an MTrk chunk, one after the other, up to End of Track (which is given too) or its last byte.
+
+    Raises MidiError where the bytes are no events.
+    """
+    tick = running = 0
+    position = 8
+    try:
+        while position < len(chunk):
+            begin = position
+            delta, position = variable_length(chunk, begin)
+            tick += delta
+            status = running
+            if chunk[position] >= 0x80:
+                status = chunk[position]
+                position += 1
+            if status < 0xF0:
+                running = status
+            end = event_end(chunk, status, position)
+            if end > len(chunk):
+                raise MidiError("has a damaged track chunk (its last event is cut off)")
+            yield Event(tick, begin, bytes((status,)) + chunk[position:end])
+            if status == 0xFF and chunk[position] == END_OF_TRACK:
+                return
+            position = end
+    except (IndexError, KeyError):  # the chunk ends in mid-event, or begins with data
+        raise MidiError("has a damaged track chunk (its bytes are no events)") from None
 
 
 def scan(chunk: bytes, to_first_note: bool = False) -> Events:

@@ -60,18 +60,16 @@ def model_config(shape: Shape, vocab_size: int) -> ModelConfig:
 class Cache:
     """Keys and values of the tokens read so far, in tensors of fixed size."""
 
-    def __init__(self, config: ModelConfig, batch_size: int, device: torch.device) -> None:
+    def __init__(self, config: ModelConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
         shape = config.n_layer, batch_size, config.n_kv_head, config.block_size, config.head_dim
-        self.keys = torch.zeros(shape, device=device)  # (L, B, K, S, D)
-        self.values = torch.zeros(shape, device=device)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)  # (L, B, K, S, D)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0  # tokens in it
 
-    def add(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, D) behind what is there; all of the layer's, (B, K, length + T, D)."""
-        end = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+    def fill(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Store the first T tokens' (B, K, T, D), or (1, K, T, D) for all rows alike."""
+        self.keys[layer, :, :, : keys.shape[2]] = keys
+        self.values[layer, :, :, : keys.shape[2]] = values
 
 
 # --- qwen3 -----------------------------------------------------------------------------------------------
@@ -128,7 +126,7 @@ class Qwen3Attention(nn.Module):
         k = rotate(self.k_norm(self.k_proj(x).view(heads)), angles).transpose(1, 2)  # (B, K, T, D)
         v = self.v_proj(x).view(heads).transpose(1, 2)
         if cache is not None:
-            k, v = cache.add(self.layer, k, v)
+            cache.fill(self.layer, k, v)
         return self.o_proj(attend(q, k, v, self.dropout if self.training else 0.0))
 
 
@@ -184,7 +182,7 @@ class GPT2Attention(nn.Module):
         q, k, v = (part.view(heads) for part in self.c_attn(x).chunk(3, dim=-1))  # (B, T, H, D)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
-            k, v = cache.add(self.layer, k, v)
+            cache.fill(self.layer, k, v)
         return self.c_proj(attend(q, k, v, self.dropout if self.training else 0.0))
 
 
@@ -246,11 +244,10 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Logits (B, T, V) of the token after each of tokens (B, T) at positions (B, T) or (1, T).
 
-        gpt2 knows positions below block_size alone. With a cache, tokens follow those in it: many into an empty
-        one, then one at a time. With targets (B, T), their mean loss in nats instead, those of -100 not counted.
+        gpt2 knows positions below block_size alone. With a cache, their keys and values are kept there, and only the
+        last token's logits are given, (B, 1, V). With targets (B, T), their mean loss in nats instead, those of -100
+        not counted.
         """
-        T = tokens.shape[1]
-        assert cache is None or cache.length == 0 or T == 1, "behind a filled cache the mask would be wrong"
         if self.config.type == "gpt2":
             embedding, norm = self.transformer["wte"], self.transformer["ln_f"]
             x = self.dropout(embedding(tokens) + self.transformer["wpe"](positions))  # (B, T, C)
@@ -263,7 +260,8 @@ class GPT(nn.Module):
             for layer in self.model["layers"]:
                 x = layer(x, angles, cache)
         if cache is not None:
-            cache.length += T
+            cache.length = tokens.shape[1]
+            x = x[:, -1:]
         if targets is not None:
             return next_token_loss(norm(x).flatten(0, 1), embedding.weight, targets.flatten())
         return F.linear(norm(x), embedding.weight)

@@ -1,21 +1,9 @@
-"""A score to look at (piano roll, .png) and to listen to (.wav, where a renderer is installed)."""
+"""A score to look at: a piano roll, .png."""
 
-import shutil
-import subprocess
 from pathlib import Path
 
-from midigpt.files import UserError, replacing
+from midigpt.files import replacing
 from midigpt.score import Score
-
-# Where Debian, Fedora, Arch and Homebrew put General MIDI soundfonts.
-SOUNDFONT_FOLDERS = (
-    "/usr/share/sounds/sf2",
-    "/usr/share/soundfonts",
-    "/usr/share/sounds/sf3",
-    "/opt/homebrew/share/soundfonts",
-    "/usr/local/share/soundfonts",
-)
-RENDER_SECONDS = 120  # a renderer that takes longer is stopped
 
 
 def draw_piano_roll(score: Score, path: Path, title: str = "") -> None:
@@ -50,25 +38,3 @@ def draw_piano_roll(score: Score, path: Path, title: str = "") -> None:
     FigureCanvasAgg(figure)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
-
-
-def find_renderer() -> tuple[str, Path]:
-    """The fluidsynth program and a General MIDI soundfont. Raises UserError where one is missing."""
-    program = shutil.which("fluidsynth")
-    font = next((font for folder in SOUNDFONT_FOLDERS for font in sorted(Path(folder).glob("*.sf[23]"))), None)
-    if not program or not font:
-        raise UserError(
-            "a .wav needs fluidsynth and a General MIDI soundfont (Debian: apt install fluidsynth fluid-soundfont-gm)"
-        )
-    return program, font
-
-
-def render_wav(midi: Path, wav: Path) -> None:
-    """Play a MIDI file into a .wav. Raises UserError where the renderer is missing or fails."""
-    program, font = find_renderer()
-    with replacing(wav) as temporary:
-        command = [program, "-ni", "-g", "0.7", "-r", "44100", "-T", "wav", "-F", str(temporary), str(font), str(midi)]
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=RENDER_SECONDS)
-        except subprocess.SubprocessError as error:
-            raise UserError(f"{midi} could not be rendered ({error})") from None

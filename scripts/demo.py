@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from midigpt import workers
 from midigpt.files import UserError, parse_arguments, replacing
-from midigpt.show import render_wav
+from midigpt.sound import render_wav
 
 CHORALES = 100
 HELD_OUT = "--val-fraction 0.15 --seed 1"
@@ -56,14 +56,10 @@ def main(args: Args) -> None:
         if failed:
             raise UserError(f"the step above failed: {step}")
     (take,) = set((args.root / "out").glob("*.mid")) - before
-    try:
-        render_wav(take, take.with_suffix(".wav"))
-    except UserError as error:
-        print(f"  {error}")
+    print(f"demo: sound by {render_wav(take, take.with_suffix('.wav'))}")
     print(f"demo: done in {(time.perf_counter() - start) / 60:.1f} min. Open these:")
     for suffix in (".mid", ".wav", ".png"):
-        if take.with_suffix(suffix).exists():
-            print(f"  {take.with_suffix(suffix)}")
+        print(f"  {take.with_suffix(suffix)}")
 
 
 def get_chorales(folder: Path) -> None:

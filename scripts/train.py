@@ -56,7 +56,8 @@ from midigpt.devices import (
     pick_device,
 )
 from midigpt.evaluate import Evaluation, unigram_bits_per_note
-from midigpt.generate import Drawing, compose
+from midigpt.generate import Drawing, Length, compose
+from midigpt.language import decode
 from midigpt.loggers import open_loggers
 from midigpt.midi import write_midi
 from midigpt.model import build_model, flops_per_token, model_config, set_dropout
@@ -325,14 +326,14 @@ def fail_if_gone_wrong(loss: float, limit: float) -> None:
 
 
 def write_take() -> str | None:
-    """A take of the averaged weights, as a file of the run; None while they can't write a line."""
+    """A take of the averaged weights, as a file of the run; None where these are broken."""
     path = run_folder / "takes" / f"step-{done:06d}.mid"
     try:
-        score = compose(average, tokenizer, Drawing(seed=config.seed + done), {}, TAKE_NOTES)
+        documents = compose(average, tokenizer, Drawing(seed=config.seed + done), length=Length(notes=TAKE_NOTES))
     except UserError:
         return None
     path.parent.mkdir(exist_ok=True)
-    write_midi(score, path)
+    write_midi(decode(documents), path)
     return str(path.relative_to(run_folder))
 
 

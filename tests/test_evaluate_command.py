@@ -129,7 +129,7 @@ def test_without_an_index_of_copies_it_says_how_to_make_one(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "flags",
-    [("--takes", "9"), ("--notes", "3"), ("--temperature", "0"), ("--top-k", "0"), ("--seed", "-1")],
+    [("--takes", "9"), ("--notes", "3"), ("--temperature", "0"), ("--top-k", "0"), ("--top-p", "2"), ("--seed", "-1")],
     ids=lambda flags: flags[0],
 )
 def test_numbers_that_can_not_be_are_told(folder: Path, flags: tuple[str, str]) -> None:
