@@ -226,12 +226,11 @@ def judge(
         written = [piece for piece in whole if piece and piece.score.tracks[0].is_drum == is_drum]
         real = draw_pieces(held_out, notes, is_drum, PIECES, seed)
         learned = draw_pieces(training, notes, is_drum, max(len(written), FEW), seed)
-        if min(len(written), len(real), len(learned)) < FEW:
+        sizes = {"takes": written, "held-out documents": real, "training documents": learned}
+        few = " and ".join(f"{len(some)} {what}" for what, some in sizes.items() if len(some) < FEW)
+        if few:
             if written or real:
-                remarks.append(
-                    f"{name}: {len(written)} takes, {len(real)} held-out and {len(learned)} training documents with"
-                    f" {notes} notes are too few to compare ({FEW} of each are needed)"
-                )
+                remarks.append(f"{name}: {few} with {notes} notes are too few to compare; {FEW} are needed")
             continue
         pieces = {TAKES: written, REAL: learned, SHUFFLED: shuffle(real, notes, len(written), seed), HELD_OUT: real}
         groups.append(Group(name, pieces, _rows(pieces, is_drum, seed)))
