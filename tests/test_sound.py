@@ -19,7 +19,7 @@ from midigpt.files import UserError
 from midigpt.midi import write_midi
 from midigpt.score import Score, track_from_notes
 from midigpt.sound import play, read_wav, render_wav
-from tests.conftest import PROJECT, ok, run_script
+from tests.conftest import PROJECT
 
 Note = tuple[int, int, int, int]  # onset, duration, pitch, velocity; 480 ticks a beat, half a second
 
@@ -224,12 +224,3 @@ def test_ctrl_c_stops_the_player(bare: None, write: Callable[..., Path], tmp_pat
     assert out == "aplay, stopped\n" and not error
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
-
-
-# --- from the command line -------------------------------------------------------------------------------
-
-
-def test_sampling_renders_a_take_on_any_machine(trained: Path, tmp_path: Path) -> None:
-    out = ok(run_script("sample.py", "--root", trained, "--out", tmp_path, "--notes", "5", "--wav"))
-    assert "sound by" in out
-    assert (tmp_path / "take-0001.wav").read_bytes().startswith(b"RIFF")
