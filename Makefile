@@ -7,7 +7,7 @@ WORK = --root "$(ROOT)" $(ARGS)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup index dataset doctor tokenizer train-bin train plot sample demo test clean
+.PHONY: help setup index dataset doctor tokenizer train-bin train plot sample evaluate demo test clean
 
 help:
 	@echo 'make demo         the whole way on 100 Bach chorales, in minutes: start here'
@@ -22,6 +22,7 @@ help:
 	@echo 'make train        train; Ctrl-C saves, again goes on  ARGS="--run NAME --max-steps 2000"'
 	@echo 'make plot         draw the curves of runs to a .png   ARGS="--runs NAME OTHER"'
 	@echo 'make sample       write a new .mid to out/            ARGS="--prompt song.mid --takes 5"'
+	@echo 'make evaluate     takes against held-out pieces       ARGS="--run NAME --takes 200"'
 	@echo
 	@echo 'make test         all tests (test-NAME: those whose name contains NAME)'
 	@echo 'make clean        remove what the steps up to train-bin made; runs, takes and raw_data stay'
@@ -44,7 +45,7 @@ help:
 
 setup: .venv/setup
 
-index dataset doctor tokenizer train plot: .venv/setup
+index dataset doctor tokenizer train plot evaluate: .venv/setup
 	@$(RUN) scripts/$@.py $(WORK)
 
 dataset-%: .venv/setup
@@ -71,4 +72,5 @@ clean:
 	@mkdir -p "$(ROOT)/data"
 	find "$(ROOT)/data" -maxdepth 1 '(' -name '*_[0-9]*.txt' -o -name 'shard-*.txt' -o -name manifest.json ')' -delete
 	rm -f "$(ROOT)"/cache/index.sqlite "$(ROOT)"/cache/doctor.html "$(ROOT)"/cache/tokenizer*.json \
-		"$(ROOT)"/train/*.bin "$(ROOT)"/train/*.npy "$(ROOT)"/train/meta.json
+		"$(ROOT)"/train/*.bin "$(ROOT)"/train/*.npy "$(ROOT)"/train/meta.json \
+		"$(ROOT)"/train/copies.songs.txt

@@ -8,45 +8,19 @@ import numpy as np
 from midigpt.doctor import Examination, File, duplicates, examples, kinds
 from midigpt.doctor_advice import STRANGE, Advice, Strange, say_time
 from midigpt.doctor_plots import draw
+from midigpt.page import cards, figures, whole_page
 
 GROUPS = 20  # of duplicates, at most
 NAMES = 6  # files by name in a row of a table
 
 STYLE = """
-:root { color-scheme: light dark; --paper: #fbfaf7; --card: #ffffff; --ink: #1f2328; --quiet: #666d76;
-  --line: #e2dfd8; --bar: #3b6ea8; --accent: #c8743a; }
-@media (prefers-color-scheme: dark) { :root { --paper: #16181b; --card: #1e2125; --ink: #e8e6e1; --quiet: #9ba1a9;
-  --line: #353a40; --bar: #7aa7d9; --accent: #e0975f; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 76rem; padding: 1.2rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: .4rem 0; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .7rem; }
-h3 { font-size: 1rem; margin: 0; }
-p { margin: .2rem 0 .5rem; max-width: 46rem; }
-.quiet, small, caption { color: var(--quiet); font-size: .85rem; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem;
-  margin: 1.2rem 0; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: .9rem; }
-.card, .figures div { background: var(--card); border: 1px solid var(--line); border-radius: .6rem;
-  padding: .8rem 1rem; }
-.figures b { display: block; font-size: 1.4rem; line-height: 1.25; font-weight: 600; }
-figure { margin: 0; }
-figcaption { margin-bottom: .5rem; }
-svg { display: block; width: 100%; height: auto; }
-svg text { font-family: system-ui, sans-serif; }
 ol.advice { padding: 0; margin: 0; list-style: none; display: grid; gap: .6rem; }
 ol.advice li { background: var(--card); border: 1px solid var(--line); border-left: .3rem solid var(--accent);
   border-radius: .4rem; padding: .6rem .9rem; }
 ol.advice small { display: block; }
-table { border-collapse: collapse; width: 100%; background: var(--card); border: 1px solid var(--line); }
-th, td { text-align: left; vertical-align: top; padding: .4rem .7rem; border-top: 1px solid var(--line); }
-th { font-weight: 600; font-size: .85rem; color: var(--quiet); }
-td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .verdicts td:first-child { overflow-wrap: normal; min-width: 8rem; }
 td.detail { padding-left: 1.8rem; }
-@media (max-width: 36rem) { body { padding: .8rem; } th, td { padding: .35rem .5rem; }
-  td.detail { padding-left: 1rem; } }
+@media (max-width: 36rem) { td.detail { padding-left: 1rem; } }
 """
 
 
@@ -71,13 +45,7 @@ def render(examination: Examination, advice: list[Advice], strange: list[Strange
         _strange(strange, {file.path: file.shown for file in examination.files}) if examination.music else "",
         _duplicates(duplicates(examination.converted)),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</body>\n</html>\n"
-    )
+    return whole_page(title, parts, STYLE)
 
 
 def basis(examination: Examination) -> str:
@@ -139,8 +107,7 @@ def _detailed(name: str, reasons: list[tuple[File, str | None]]) -> list[Verdict
 
 
 def _figures(examination: Examination) -> str:
-    cells = "".join(f"<div><b>{figure}</b><small>{what}</small></div>" for figure, what in headline(examination))
-    return f'<div class="figures">{cells}</div>'
+    return figures(headline(examination))
 
 
 def _advice(advice: list[Advice]) -> str:
@@ -161,12 +128,8 @@ def _verdicts(examination: Examination) -> str:
 
 
 def _plots(examination: Examination) -> str:
-    cards = "\n".join(
-        f'<figure class="card"><figcaption><h3>{plot.title}</h3><small>{plot.caption}</small></figcaption>'
-        f"{plot.svg}</figure>"
-        for plot in draw(examination)
-    )
-    return f'<h2>The music</h2>\n<div class="plots">\n{cards}\n</div>' if cards else ""
+    plots = draw(examination)
+    return f"<h2>The music</h2>\n{cards(plots)}" if plots else ""
 
 
 def _strange(strange: list[Strange], shown: dict[str, str]) -> str:

@@ -1,10 +1,7 @@
 """Pictures of an examination: small inline SVGs whose colours are the page's CSS variables."""
 
-import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from io import StringIO
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,71 +10,24 @@ from numpy.typing import NDArray
 from midigpt.doctor import DRUMS, MANY, Examination, length_bins
 from midigpt.doctor_advice import family_shares
 from midigpt.general_midi import FAMILIES, PROGRAMS
+from midigpt.page import ACCENT, BAR, LINE, QUIET, WIDTH, Plot, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Stand-ins that become CSS variables in the SVG, so that one picture serves light and dark.
-INK, QUIET, LINE, BAR, ACCENT = "#010101", "#020202", "#030303", "#040404", "#050505"
-VARIABLES = {INK: "var(--ink)", QUIET: "var(--quiet)", LINE: "var(--line)", BAR: "var(--bar)", ACCENT: "var(--accent)"}
-STYLE = {
-    "svg.fonttype": "none",  # text stays text, in the page's font
-    "svg.hashsalt": "midigpt",
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.labelcolor": QUIET,
-    "axes.edgecolor": LINE,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": QUIET,
-    "ytick.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "ytick.left": False,
-}
-WIDTH, HEIGHT = 4.6, 2.5  # inches of 72 CSS pixels: about a phone's width
 TOP_PROGRAMS = 12
 TOP_METERS = 8
-
-
-@dataclass(frozen=True)
-class Plot:
-    title: str
-    caption: str
-    svg: str
 
 
 def draw(examination: Examination) -> list[Plot]:
     """All pictures, or none where no music was measured."""
     if not examination.music:
         return []
-    return [Plot(title, caption, _svg(plot, examination, f"{title}: {caption}")) for title, caption, plot in PLOTS]
-
-
-def _svg(plot: Callable[["Figure", Examination], None], examination: Examination, label: str) -> str:
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
-        FigureCanvasSVG(figure)
-        plot(figure, examination)
-        out = StringIO()
-        figure.savefig(out, format="svg", transparent=True)
-    return _inline(out.getvalue(), label)
-
-
-def _inline(svg: str, label: str) -> str:
-    """matplotlib's SVG file as an element of a page: no header, no metadata, no ids, CSS colours."""
-    svg = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", svg[svg.index("<svg") :], flags=re.S)
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    for stand_in, variable in VARIABLES.items():
-        svg = svg.replace(stand_in, variable)
-    return re.sub(r'<svg [^>]*(viewBox="[^"]*")[^>]*>', rf'<svg role="img" aria-label="{label}" \1>', svg, count=1)
+    return [
+        Plot(title, caption, svg(partial(plot, examination=examination), f"{title}: {caption}"))
+        for title, caption, plot in PLOTS
+    ]
 
 
 def _bars(figure: "Figure", names: list[str], shares: list[float], colours: list[str] | str = BAR) -> None:

@@ -2,7 +2,8 @@
 
 train/train.bin and train/val.bin are plain little-endian uint16 tokens without a header. Beside each lies
 NAME.docs.npy, int64 of shape (D, 2): for each document the position of its start token and that of its
-first token after the header. train/meta.json says what they were made from.
+first token after the header. train/meta.json says what they were made from. train/copies.* are the index of the
+training songs in which midigpt/copies.py looks passages up.
 """
 
 import multiprocessing
@@ -19,7 +20,8 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from midigpt import workers
+from midigpt import copies, workers
+from midigpt.copies import Passages, read_passages
 from midigpt.documents import Split, is_drawn, read_songs
 from midigpt.files import UserError, make, read_json, replacing, write_json
 from midigpt.index import Song, songs, totals
@@ -61,12 +63,14 @@ def make_train_bin(
     with (
         _writer(folder, "train") as train,
         _writer(folder, "val") as val,
+        copies.writer(folder) as index,
         tqdm(desc="train-bin", total=totals(root, 0)[0], unit="song", disable=None) as bar,
     ):
         for packed in _in_order(_tasks(songs(root)), pack, processes):
-            for side, some in zip((train, val), packed, strict=True):
+            for side, some in zip((train, val), packed.sides, strict=True):
                 side.add(some)
                 bar.update(some.songs)
+            index.add(packed.passages)
         (folder / "meta.json").unlink(missing_ok=True)  # until the files it describes have their names
     counts = train.counts(), val.counts()
     write_json(
@@ -78,6 +82,7 @@ def make_train_bin(
             **asdict(split),
             "train": asdict(counts[0]),
             "val": asdict(counts[1]),
+            "copies": index.blocks,
         },
     )
     return counts
@@ -122,6 +127,14 @@ class Packed:
     docs: IntArray  # (D, 2) of each its start token, and the first after its header
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Some songs, packed."""
+
+    sides: tuple[Packed, Packed]  # training and validation
+    passages: Passages  # of the training side
+
+
 def _tasks(chosen: Iterable[Song]) -> Iterator[Task]:
     number = count()
     for shard, some in groupby(chosen, key=lambda song: song.shard):
@@ -131,14 +144,14 @@ def _tasks(chosen: Iterable[Song]) -> Iterator[Task]:
 
 
 def _in_order(
-    tasks: Iterable[Task], pack: Callable[[Task], list[tuple[Packed, Packed]]], processes: int
-) -> Iterator[tuple[Packed, Packed]]:
+    tasks: Iterable[Task], pack: Callable[[Task], list[Batch]], processes: int
+) -> Iterator[Batch]:
     """The results of tasks in their order, whoever is done first."""
     if processes == 1:
         for task in tasks:
             yield from pack(task)
         return
-    early: dict[int, list[tuple[Packed, Packed]]] = {}
+    early: dict[int, list[Batch]] = {}
     due = 0
     for task, result in workers.run(pack, tasks, processes):
         if isinstance(result, workers.Died):
@@ -149,10 +162,8 @@ def _in_order(
             due += 1
 
 
-def pack_songs(
-    task: Task, root: Path, split: Split, tokenizer_json: Path, sha256: str
-) -> list[tuple[Packed, Packed]]:
-    """The training and the validation side of a task's songs, a few songs at a time.
+def pack_songs(task: Task, root: Path, split: Split, tokenizer_json: Path, sha256: str) -> list[Batch]:
+    """Both sides of a task's songs, a few songs at a time.
 
     A process remembers the lines it has encoded.
     """
@@ -166,7 +177,7 @@ def pack_songs(
     return packed
 
 
-def _pack(some: Iterable[tuple[Song, list[str]]], encode: LineEncoder, split: Split) -> tuple[Packed, Packed]:
+def _pack(some: list[tuple[Song, list[str]]], encode: LineEncoder, split: Split) -> Batch:
     lines: tuple[list[str], list[str]] = [], []
     begins: tuple[list[int], list[int]] = [], []  # where in these lines each document begins
     songs_of, notes = [0, 0], [0, 0]
@@ -186,7 +197,8 @@ def _pack(some: Iterable[tuple[Song, list[str]]], encode: LineEncoder, split: Sp
         first = np.array(begins[side], np.int64)
         docs = np.stack([position[first], position[first + 2]], axis=1)
         packed.append(Packed(songs_of[side], notes[side], tokens.tobytes(), docs))
-    return packed[0], packed[1]
+    training = [(song.name, texts) for song, texts in some if not split.is_val(song)]
+    return Batch((packed[0], packed[1]), read_passages(training))
 
 
 @lru_cache(maxsize=1)

@@ -56,6 +56,7 @@ def test_every_step_has_a_make_target_that_calls_its_script() -> None:
         "train-bin": "scripts/train_bin.py",
         "train": "scripts/train.py",
         "plot": "scripts/plot.py",
+        "evaluate": "scripts/evaluate.py",
         "sample": "sample.py",
     }.items():
         result = make("-n", target, "ROOT=some where", "ARGS=--flag 1")

@@ -15,10 +15,11 @@ from midigpt.dataset import make_dataset
 from midigpt.doctor import DRUMS, Examination, File, Music, duplicates, examine, length_bins, measure
 from midigpt.doctor_advice import advise, family_shares, percent, say_time, strangest
 from midigpt.doctor_page import basis, render, verdicts
-from midigpt.doctor_plots import PLOTS, VARIABLES
+from midigpt.doctor_plots import PLOTS
 from midigpt.general_midi import FAMILIES, PROGRAMS
 from midigpt.index import index_files
 from midigpt.midi import write_midi
+from midigpt.page import VARIABLES
 from midigpt.score import Score, track_from_notes
 from tests.conftest import make_songs, melody, ok, refusal, run_script
 

@@ -1,0 +1,157 @@
+"""Text -> what begins at each instant, as one number that octaves, doublings, loudness and lengths don't change.
+
+Many documents are read at once, by numpy: the copy meter reads all training songs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midigpt.language import DEFAULT_KEY, GRID, Header, read_header, split_header
+from midigpt.score import IntArray
+
+TIME_AT = 43  # in a moment: from this bit on the time until the next; below it DRUM, and what begins
+DRUM = 1 << 42
+PITCH_CLASSES = 0xFFF
+LONGEST = (1 << 20) - 1  # grid steps that a moment can hold: twelve hours at 60 beats per minute
+
+_IS_MARK = bytes(byte in b"+-=/\n" for byte in range(256))
+_IS_SIGN = np.array([byte in b"+-=" for byte in range(256)])
+# A drum key's bit in two words of 64, and behind the 128 keys those of the pitch classes.
+_LOW = np.array([1 << key if key < 64 else 0 for key in range(128)] + [1 << pc for pc in range(12)], np.uint64)
+_HIGH = np.array([0 if key < 64 else 1 << (key - 64) for key in range(128)] + [0] * 12, np.uint64)
+
+
+@dataclass(frozen=True)
+class Instants:
+    """The instants at which notes begin, document by document."""
+
+    headers: list[Header]  # of the documents
+    document: IntArray  # (L,) whose instant it is
+    onset: IntArray  # (L,) grid steps since the document's beginning
+    moment: IntArray  # (L,) what begins, and the time until the next; never 0
+    notes: IntArray  # (L,) how many notes begin
+
+
+def read_instants(texts: Sequence[str]) -> Instants:
+    """Read documents, in normal form or not. Onsets are rounded to the grid as by `normalise`.
+
+    A moment is a set of pitch classes (of drums: a 42-bit hash of the set of keys) and the time until the next
+    instant, of the last one until the document's end. Lines are not checked: what is no line gives some moment or
+    other. Raises LanguageError for a header that is none.
+    """
+    parts = [split_header(text) for text in texts]
+    headers = [_header(header) for header, _ in parts]
+    bodies = [body if body.endswith("\n") or not body else body + "\n" for _, body in parts]
+    whole = ("|" + "".join(bodies)).encode("ascii", "replace")
+    text = np.frombuffer(whole, np.uint8)
+    last_newline = np.cumsum([len(body) for body in bodies], dtype=np.int64)  # (D,)
+
+    mark = np.flatnonzero(np.frombuffer(whole.translate(_IS_MARK), bool))
+    sort = text[mark]
+    is_newline = sort == ord("\n")
+    line = np.cumsum(is_newline) - is_newline  # (M,) of each mark
+    newline = np.flatnonzero(is_newline)
+    line_document = np.searchsorted(last_newline, mark[newline])  # (lines,)
+    line_end = _line_ends(text, mark[newline], mark[newline - 1], line_document)
+    line_begin = np.where(_changes(line_document), 0, np.append(0, line_end)[:-1])
+
+    is_note = _IS_SIGN[sort]
+    line = line[is_note]  # (N,) of each note
+    document = line_document[line]
+    pitch = _pitches(_number_before(text, mark[is_note]), sort[is_note], line, document, headers)
+
+    onset = line_begin[line]
+    first = np.flatnonzero(_changes(onset) | _changes(document))  # (L,) notes of each instant
+    chord = _chords(pitch, np.array([header.is_drum for header in headers], bool)[document], first)
+    notes = np.diff(first, append=len(onset))
+    document, onset = document[first], onset[first]
+    document_end = np.zeros(len(texts), np.int64)
+    document_end[line_document] = line_end  # the last of each document stays
+    is_last = _changes(document, is_next=True)
+    until = np.where(is_last, document_end[document], np.append(onset[1:], 0)[: len(onset)])
+    wait = np.minimum(until - onset, LONGEST)
+    return Instants(headers, document, onset, wait << TIME_AT | chord, notes)
+
+
+@lru_cache(maxsize=4096)  # songs have many in common
+def _header(line: str) -> Header:
+    return read_header(line)
+
+
+def moment_time(moment: IntArray) -> IntArray:
+    """The time until the next instant, in grid steps."""
+    return moment >> TIME_AT
+
+
+def moved(moment: IntArray, keys: int) -> IntArray:
+    """Moments of pitched notes moved up by 0..11 keys; of drums as they are."""
+    chord = moment & PITCH_CLASSES
+    turned = (chord << keys | chord >> (12 - keys)) & PITCH_CLASSES
+    return np.where(moment & DRUM, moment, moment - chord + turned)
+
+
+def _changes(values: IntArray, is_next: bool = False) -> NDArray[np.bool_]:
+    """Which values differ from the one before; or from the next."""
+    differs = np.diff(values) != 0
+    return np.append(differs, True)[: len(values)] if is_next else np.append(True, differs)[: len(values)]
+
+
+def _line_ends(text: NDArray[np.uint8], newline: IntArray, slash: IntArray, document: IntArray) -> IntArray:
+    """When each line ends, in grid steps since its document's beginning: the sum of times, then rounded."""
+    beats = _number_before(text, slash) / np.maximum(_number_before(text, newline), 1)
+    clock = np.cumsum(beats)
+    first = np.maximum.accumulate(np.where(_changes(document), np.arange(len(document)), 0))
+    since = clock - (clock - beats)[first]
+    return np.floor(since * GRID + (0.5 + 1e-6)).astype(np.int64)  # a sum of fractions may be a little less
+
+
+def _number_before(text: NDArray[np.uint8], at: IntArray) -> IntArray:
+    """The numbers whose last digits stand before the given places."""
+    value = (text[at - 1] - np.uint8(ord("0"))).astype(np.int64)
+    going, scale = np.arange(len(at)), 1
+    for back in range(2, 11):  # no number has more digits
+        scale *= 10
+        digit = text[at - back if len(going) == len(at) else at[going] - back] - np.uint8(ord("0"))
+        is_digit = digit < 10
+        going = going[is_digit]
+        if not len(going):
+            break
+        value[going] += digit[is_digit].astype(np.int64) * scale
+    return value
+
+
+def _pitches(
+    value: IntArray, sign: NDArray[np.uint8], line: IntArray, document: IntArray, headers: list[Header]
+) -> IntArray:
+    """(N,) MIDI note numbers, whether or not there are such."""
+    step = np.where(sign == ord("-"), -value, value)
+    is_key = sign == ord("=")
+    is_first = _changes(line)  # notes count from the one before in their line, but a line's first ...
+    first = np.flatnonzero(is_first)
+    keys = np.array([DEFAULT_KEY if header.key is None else header.key for header in headers], np.int64)
+    begin = np.where(is_key, value, keys[document] + step)
+    root = _running(step[first], is_key[first] | _changes(document[first]), begin[first])  # ... from the last first
+    begin[first] = root
+    return _running(step, is_key | is_first, begin)
+
+
+def _running(step: IntArray, restarts: NDArray[np.bool_], begin: IntArray) -> IntArray:
+    """The running sum of steps; where it restarts it is `begin`. It must restart at the first."""
+    total = np.cumsum(step)
+    last = np.maximum.accumulate(np.where(restarts, np.arange(len(step)), 0))
+    return total - total[last] + begin[last]
+
+
+def _chords(pitch: IntArray, is_drum: NDArray[np.bool_], first: IntArray) -> IntArray:
+    """(L,) what begins with the notes from each of `first` to the next."""
+    if not len(first):
+        return np.empty(0, np.int64)
+    bit = np.where(is_drum, pitch & 127, 128 + pitch % 12)
+    low, high = np.bitwise_or.reduceat(_LOW[bit], first), np.bitwise_or.reduceat(_HIGH[bit], first)
+    mixed = low * np.uint64(0x9E3779B97F4A7C15) ^ high * np.uint64(0xC2B2AE3D27D4EB4F)
+    mixed = (mixed ^ mixed >> np.uint64(32)) * np.uint64(0xD6E8FEB86659FD93)
+    return np.where(is_drum[first], DRUM | (mixed >> np.uint64(22)).astype(np.int64), low.astype(np.int64))

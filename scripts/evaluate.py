@@ -1,0 +1,192 @@
+"""Judge a trained model: write takes and compare them with held-out pieces, beside a ceiling and a floor.
+
+The figures are printed; train/runs/NAME/evaluation/ gets them as evaluation.html with pictures and as
+evaluation.json, and the takes as .mid. Examples:
+  python scripts/evaluate.py --takes 200
+  python scripts/evaluate.py --run small --temperature 0.9 --notes 64
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from midigpt.files import UserError, make, parse_arguments
+
+if TYPE_CHECKING:
+
+    from midigpt.judge import Group, Judgement
+
+
+WIDTHS = (12, 6, 14, 6, 13, 6, 9, 10, 10)  # of the table's columns
+
+
+@dataclass(frozen=True)
+class Args:
+    root: Path = Path()
+    """The working folder."""
+    run: str = "default"
+    """The run whose best model is judged."""
+    model: Path | None = None
+    """Any checkpoint folder, instead of a run's."""
+    takes: int = 100
+    """How many to write, 10 at least."""
+    notes: int | None = None
+    """Of each take and each real piece, of which the beginning counts; by itself what three of four held-out
+    documents have, 128 at most."""
+    temperature: float = 1.0
+    """Below 1 plays safer, above 1 wilder; 1 is the model as it is."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens only."""
+    top_p: float | None = None
+    """Draw from the likeliest tokens that together have this probability."""
+    min_p: float | None = None
+    """Draw from tokens at least this many times as likely as the likeliest."""
+    seed: int = 0
+    """The same seed gives the same takes and figures."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps (default: the fastest there is)."""
+    out: Path | None = None
+    """Folder for what is written; by itself evaluation/ in the run's folder, or beside the --model."""
+
+
+def main(args: Args) -> None:
+    check(args)
+    from midigpt.checkpoint import find_checkpoint
+    from midigpt.files import write_json, write_text
+    from midigpt.judge import as_json
+    from midigpt.judge_page import render
+
+    start = time.perf_counter()
+    runs = args.root / "train" / "runs" / args.run
+    folder = args.model or find_checkpoint(runs / "best") or find_checkpoint(runs / "latest")
+    if folder is None:
+        raise UserError(f"{runs} holds no checkpoint yet; make one with: {make(args.root, 'train')}")
+    judgement, takes = evaluate(args, folder)
+    out = args.out or (args.model.parent if args.model else runs) / "evaluation"
+    save_takes(takes, out / "takes")
+    write_json(out / "evaluation.json", as_json(judgement))
+    write_text(out / "evaluation.html", render(judgement))
+    print("\n".join(report(judgement)))
+    print(f"evaluate: {out / 'evaluation.html'}; {time.perf_counter() - start:.0f} s")
+
+
+def check(args: Args) -> None:
+    """Raise UserError for wishes that can't be met."""
+    if args.takes < 10:
+        raise UserError(f"--takes {args.takes} are too few to compare; 10 is the least, 100 is usual")
+    if args.notes is not None and args.notes < 16:
+        raise UserError(f"--notes {args.notes} are too few to measure; 16 is the least")
+    if not 0 < args.temperature < 100:
+        raise UserError(f"--temperature {args.temperature} is not above 0 and below 100")
+    if args.top_k is not None and args.top_k < 1:
+        raise UserError(f"--top-k {args.top_k} leaves nothing to draw from; 1 is the least")
+    for name in ("top_p", "min_p"):
+        if (share := getattr(args, name)) is not None and not 0 < share <= 1:
+            raise UserError(f"--{name.replace('_', '-')} {share} is not a share above 0 and up to 1")
+    if not 0 <= args.seed < 2**62:
+        raise UserError(f"--seed {args.seed} is not in 0..2^62")
+
+
+def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[str]]":
+    """Let the model read what is held out, write takes, and compare; gives the valid takes' texts, too."""
+    from midigpt.checkpoint import load_checkpoint
+    from midigpt.devices import autocast, find_device
+    from midigpt.documents import Split
+    from midigpt.evaluate import Evaluation, unigram_bits_per_note
+    from midigpt.generate import Drawing, Length, compose
+    from midigpt.judge import Judgement, find_copies, is_valid, judge, read_side, usual_notes
+    from midigpt.tokenizer import file_sha256
+    from midigpt.train_data import load_side
+
+    device = find_device(args.device)
+    model, tokenizer, run = load_checkpoint(folder, device)
+    (train, meta), (val, _) = (load_side(args.root, name) for name in ("train", "val"))
+    if meta["tokenizer"] != file_sha256(folder / "tokenizer.json"):
+        raise UserError(
+            f"{args.root / 'train'} has tokens of another tokenizer than {folder}; make them with the model's:"
+            f' {make(args.root, "train-bin")} ARGS="--init-from {folder}"'
+        )
+    split = Split(meta["val_fraction"], meta["seed"])
+    held_out, training = (read_side(args.root, split, is_val, args.seed) for is_val in (True, False))
+    notes = args.notes or usual_notes(held_out)
+    bits = Evaluation(val, tokenizer, model.config.block_size)(model, device, autocast(device)).bits_per_note
+
+    drawing = Drawing(args.temperature, args.top_k, args.top_p, args.min_p, args.seed)
+    takes = compose(model, tokenizer, drawing, length=Length(notes=notes), takes=args.takes)
+    valid = [text for text in takes if is_valid(text)]
+    groups, remarks = judge(args.root, valid, held_out, training, notes, args.seed)
+    if any(run["data"][name] != meta[name] for name in ("val_fraction", "seed", "train", "val")):
+        remarks.append("the model was trained on other files, or another split: it may know the held-out songs")
+    try:
+        copies = find_copies(args.root, groups)
+    except UserError as error:
+        copies = {}
+        remarks.append(f"copied passages were not looked for: {error}")
+    judgement = Judgement(
+        model=str(folder),
+        drawing=asdict(drawing),
+        notes=notes,
+        takes=args.takes,
+        valid=len(valid),
+        bits_per_note=bits,
+        unigram_bits_per_note=unigram_bits_per_note(train, val, model.config.vocab_size),
+        songs=meta["val"]["songs"],
+        documents=meta["val"]["documents"],
+        groups=groups,
+        copies=copies,
+        remarks=remarks,
+    )
+    return judgement, valid
+
+
+def save_takes(texts: list[str], folder: Path) -> None:
+    """Write the takes as .mid in place of those of an earlier evaluation."""
+    from midigpt.judge import take_names
+    from midigpt.language import decode
+    from midigpt.midi import write_midi
+
+    names = [f"{name}.mid" for name in take_names(len(texts))]
+    for name, text in zip(names, texts, strict=True):
+        write_midi(decode([text]), folder / name)
+    for old in folder.glob("take-*.mid"):
+        if old.name not in names:
+            old.unlink()
+
+
+def report(judgement: "Judgement") -> list[str]:
+    """What is printed."""
+    from midigpt.judge_page import basis, copies_lines, headline
+
+    lines = [f"  {figure}  {what}" for figure, what in headline(judgement)] + [f"  {basis(judgement)}"]
+    for group in judgement.groups:
+        lines += table(group)
+    if judgement.copies:
+        lines.append("  longest passage that stands in the training set:")
+        lines += [f"    {line}" for line in copies_lines(judgement.copies)]
+    return lines + [f"  {remark}" for remark in judgement.remarks]
+
+
+def table(group: "Group") -> list[str]:
+    """A group's features for the terminal: overlaps with their errors, divergences, means."""
+    from midigpt.judge import REAL, SHUFFLED, TAKES
+    from midigpt.judge_page import figure_and_error, means
+
+    def line(name: str, cells: list[str]) -> str:
+        return f"  {name:<20}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, WIDTHS, strict=True)).rstrip()
+
+    lines = [
+        "  Overlap with the held-out pieces ± standard error, KL divergence in bits; means",
+        line(group.name, ["takes", "KL", "real/real", "KL", "shuffled", "KL", "takes", "training", "held out"]),
+    ]
+    for row in group.rows:
+        cells = []
+        for found in (row.likeness[of] for of in (TAKES, REAL, SHUFFLED)):
+            cells += [figure_and_error(found.overlap, found.overlap_error), f"{found.divergence:.2f}"]
+        lines.append(line(row.feature.name, cells + means(row)))
+    overlaps = [part for of in (TAKES, REAL, SHUFFLED) for part in (f"{group.mean_overlap(of):.2f}      ", "")]
+    return [*lines, line("mean overlap", [*overlaps, "", "", ""])]
+
+
+if __name__ == "__main__":
+    main(parse_arguments(Args, __doc__))
