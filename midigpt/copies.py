@@ -10,7 +10,7 @@ passage, and so is a plain drum beat. So read a figure beside those of held-out 
 
     copies.moments.bin    int64 (N,) midigpt.instants' moments of all training documents, after each document a 0
     copies.suffixes.bin   int32 (N,) the suffix array of each block of moments, counted from the block's beginning
-    copies.docs.npy       int64 (D, 6) of each document: where its moments begin, the number of its song in
+    copies.docs.bin       int64 (D, 6) of each document: where its moments begin, the number of its song in
                           copies.songs.txt, which of the song's documents it is (from 1), its first onset in grid
                           steps, its meter (two numbers)
     copies.songs.txt      the songs' names, a line each
@@ -21,7 +21,7 @@ million moments together, so that memory does not grow with the music. (Of a lon
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -37,10 +37,10 @@ from midigpt.language import GRID, split_header
 from midigpt.score import IntArray
 from midigpt.suffixes import MOST, longest_beginnings, sort_suffixes
 
-MOMENT, SUFFIX = np.dtype("<i8"), np.dtype("<i4")
+MOMENT, SUFFIX, DOC = np.dtype("<i8"), np.dtype("<i4"), np.dtype("<i8")
 END = 0  # of a document; no moment is 0
 _NOWHERE = -1  # in no document, and less than all that is in one
-_NAMES = ("moments.bin", "suffixes.bin", "docs.npy", "songs.txt")
+_NAMES = ("moments.bin", "suffixes.bin", "docs.bin", "songs.txt")
 
 
 # --- writing ---------------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ class Passages:
 
     songs: list[str]
     moments: bytes  # MOMENT, END after each document
-    docs: IntArray  # (D, 6) as in copies.docs.npy, counted from these moments and songs
+    docs: IntArray  # (D, 6) as in copies.docs.bin, counted from these moments and songs
 
 
 def read_passages(some: Sequence[tuple[str, list[str]]]) -> Passages:
@@ -77,20 +77,20 @@ def read_passages(some: Sequence[tuple[str, list[str]]]) -> Passages:
 class Writer:
     """Writes the index of passages as they come; a block's suffixes are sorted as soon as it is full."""
 
-    def __init__(self, moments: IO[bytes], suffixes: IO[bytes]) -> None:
+    def __init__(self, moments: IO[bytes], suffixes: IO[bytes], docs: IO[bytes], songs: IO[bytes]) -> None:
         self.blocks: list[int] = []  # where each ends
-        self.songs: list[str] = []
-        self.docs: list[IntArray] = []
-        self._moments, self._suffixes = moments, suffixes
+        self._moments, self._suffixes, self._docs, self._songs = moments, suffixes, docs, songs
         self._block: list[IntArray] = []  # parts of the block that is not yet full
-        self._size = self._total = 0
+        self._size = self._total = self._songs_written = 0
 
     def add(self, some: Passages) -> None:
         moments = np.frombuffer(some.moments, MOMENT)
-        self.docs.append(some.docs + np.array([self._total, len(self.songs), 0, 0, 0, 0]))
-        self.songs += some.songs
+        docs = some.docs + np.array([self._total, self._songs_written, 0, 0, 0, 0])
+        self._docs.write(docs.astype(DOC).tobytes())
+        self._songs.write("".join(f"{name}\n" for name in some.songs).encode())
         self._moments.write(some.moments)
         self._total += len(moments)
+        self._songs_written += len(some.songs)
         ends = np.append(some.docs[1:, 0], len(moments)) if len(some.docs) else some.docs[:, 0]
         begin = 0
         while begin < len(moments):
@@ -112,20 +112,11 @@ class Writer:
 @contextmanager
 def writer(folder: Path) -> Iterator[Writer]:
     """A writer of train/copies.*; the files have their names when all is well at the end."""
-    moments, suffixes, docs, names = (folder / f"copies.{name}" for name in _NAMES)
-    with (
-        replacing(moments) as moments,
-        replacing(suffixes) as suffixes,
-        replacing(docs) as docs,
-        replacing(names) as names,
-    ):
-        with moments.open("wb") as moments_file, suffixes.open("wb") as suffixes_file:
-            out = Writer(moments_file, suffixes_file)
-            yield out
-            out.close_block()
-        with docs.open("wb") as file:
-            np.save(file, np.concatenate([np.empty((0, 6), np.int64), *out.docs]))
-        names.write_text("".join(f"{name}\n" for name in out.songs), encoding="utf-8", newline="\n")
+    with ExitStack() as stack:
+        paths = [stack.enter_context(replacing(folder / f"copies.{name}")) for name in _NAMES]
+        out = Writer(*(stack.enter_context(path.open("wb")) for path in paths))
+        yield out
+        out.close_block()
 
 
 # --- asking ----------------------------------------------------------------------------------------------
@@ -213,7 +204,8 @@ def map_index(folder: Path, blocks: list[int]) -> CopyIndex:
     """The files that `writer` wrote to a folder, unchecked."""
     moments, suffixes, docs, names = (folder / f"copies.{name}" for name in _NAMES)
     songs = names.read_text(encoding="utf-8").split("\n")[:-1]
-    return CopyIndex(_mapped(moments, MOMENT), _mapped(suffixes, SUFFIX), blocks, np.load(docs), songs)
+    found = _mapped(moments, MOMENT), _mapped(suffixes, SUFFIX)
+    return CopyIndex(*found, blocks, _mapped(docs, DOC).reshape(-1, 6), songs)
 
 
 def _mapped(path: Path, dtype: np.dtype) -> NDArray:

@@ -213,6 +213,11 @@ class GPT2Layer(nn.Module):
 # --- both ------------------------------------------------------------------------------------------------
 
 
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """An embedding of no values yet: drawing them on the meta device would load a compiler first, for a second."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+
+
 class GPT(nn.Module):
     """Tokens to logits. Dropout, a matter of training alone, is no part of the shape."""
 
@@ -220,12 +225,12 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.dropout = Dropout(dropout)
-        embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        embedding = _embedding(config.vocab_size, config.n_embd)
         if config.type == "gpt2":
             self.transformer = nn.ModuleDict(
                 {
                     "wte": embedding,
-                    "wpe": nn.Embedding(config.block_size, config.n_embd),
+                    "wpe": _embedding(config.block_size, config.n_embd),
                     "h": nn.ModuleList(GPT2Layer(config, layer, dropout) for layer in range(config.n_layer)),
                     "ln_f": nn.LayerNorm(config.n_embd, LAYER_NORM_EPS),
                 }

@@ -1,5 +1,7 @@
 """Pack the documents as tokens for training: train/train.bin and train/val.bin, split by song.
 
+Beside them goes an index of the training songs, train/copies.*, in which takes are looked up.
+
 Example: python scripts/train_bin.py --val-fraction 0.1
 """
 
@@ -24,7 +26,7 @@ class Args:
     init_from: Path | None = None
     """A checkpoint folder whose tokenizer to use, to train on from it."""
     workers: int = os.cpu_count() or 1
-    """Worker processes; each takes about 220 MB."""
+    """Worker processes; each takes about 250 MB."""
 
 
 def main(args: Args) -> None:

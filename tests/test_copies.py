@@ -32,13 +32,15 @@ from tests.conftest import PROJECT, SPLIT, documents, melody, ok, run_script
 
 def index_of(songs: dict[str, list[str]], batch: int = 100) -> CopyIndex:
     """An index as make train-bin would write it."""
-    moments, suffixes, some = io.BytesIO(), io.BytesIO(), list(songs.items())
-    writer = Writer(moments, suffixes)
+    some, files = list(songs.items()), [io.BytesIO() for _ in range(4)]
+    writer = Writer(*files)
     for at in range(0, len(some), batch):
         writer.add(read_passages(some[at : at + batch]))
     writer.close_block()
-    found = np.frombuffer(moments.getvalue(), copies.MOMENT), np.frombuffer(suffixes.getvalue(), copies.SUFFIX)
-    return CopyIndex(*found, writer.blocks, np.concatenate([np.empty((0, 6), np.int64), *writer.docs]), writer.songs)
+    moments, suffixes, docs, names = (file.getvalue() for file in files)
+    found = np.frombuffer(moments, copies.MOMENT), np.frombuffer(suffixes, copies.SUFFIX)
+    docs = np.frombuffer(docs, copies.DOC).reshape(-1, 6)
+    return CopyIndex(*found, writer.blocks, docs, names.decode().split("\n")[:-1])
 
 
 def slowly_read(text: str) -> list[tuple[int, frozenset[int], int, int]]:
