@@ -5,7 +5,7 @@ import shutil
 import struct
 import subprocess
 import wave
-from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from midigpt import tones
 from midigpt.files import UserError, install, replacing
 from midigpt.midi import load_midi, read_tempos
-from midigpt.midi_bytes import clock, split_file
+from midigpt.midi_bytes import END_OF_TRACK, MidiError, clock, event_end, split_file, variable_length
 
 # Where Debian, Fedora, Arch, Homebrew and people themselves put soundfonts.
 SOUNDFONT_FOLDERS = (
@@ -60,10 +60,11 @@ def render_wav(midi: Path, wav: Path) -> str:
     if seconds > 60 * MAX_MINUTES:
         raise UserError(f"{midi} lasts {seconds / 3600:.1f} hours; a .wav is made of up to {MAX_MINUTES} minutes")
     failures = []
-    renderers: tuple[Callable[[Path, float], tuple[str, Samples, int]], ...] = (_fluidsynth, _midirenderer, _tones)
+    data = _playable(midi.read_bytes(), score.end)
+    renderers = (_fluidsynth, _midirenderer, lambda *_: _tones(midi))
     for render in renderers:
         try:
-            name, samples, rate = render(midi, seconds)
+            name, samples, rate = render(data, seconds)
             break
         except RendererError as error:
             failures += [str(error)] if str(error) else []
@@ -72,12 +73,13 @@ def render_wav(midi: Path, wav: Path) -> str:
     return "; ".join([name, *failures])
 
 
-def _fluidsynth(midi: Path, seconds: float) -> tuple[str, Samples, int]:
+def _fluidsynth(data: bytes, seconds: float) -> tuple[str, Samples, int]:
     program, font = shutil.which("fluidsynth"), next(iter(_soundfonts()), None)
     if not program or not font:
         raise RendererError
     with TemporaryDirectory() as folder:
-        wav = Path(folder) / "take.wav"
+        midi, wav = Path(folder) / "take.mid", Path(folder) / "take.wav"
+        midi.write_bytes(data)
         # The gain is low: what is too loud is cut off at full scale, and levelling comes afterwards.
         command = [program, "-ni", "-g", "0.15", "-r", "44100", "-T", "wav", "-F", str(wav), str(font), str(midi)]
         try:
@@ -106,7 +108,7 @@ def _packaged_soundfont() -> Path | None:
     return next((font for folder in folders for font in sorted(Path(folder).glob("*.sf2"))), None)
 
 
-def _midirenderer(midi: Path, seconds: float) -> tuple[str, Samples, int]:
+def _midirenderer(data: bytes, seconds: float) -> tuple[str, Samples, int]:
     font = _packaged_soundfont()
     try:
         import midirenderer
@@ -115,7 +117,7 @@ def _midirenderer(midi: Path, seconds: float) -> tuple[str, Samples, int]:
     if not font:
         raise RendererError
     try:
-        samples, rate = read_wav(BytesIO(midirenderer.render_wave_from(font.read_bytes(), _with_tail(midi))))
+        samples, rate = read_wav(BytesIO(midirenderer.render_wave_from(font.read_bytes(), data)))
     except Exception as error:  # it is compiled and says with any kind what it dislikes in a file
         raise RendererError(f"midirenderer failed ({error})") from None
     if not samples.any():
@@ -123,22 +125,42 @@ def _midirenderer(midi: Path, seconds: float) -> tuple[str, Samples, int]:
     return f"midirenderer with {font.name}", samples, rate
 
 
-def _with_tail(midi: Path) -> bytes:
-    """A file's bytes with one more track that ends TAIL after the others: midirenderer stops at the last event."""
-    _, division, chunks = split_file(midi.read_bytes())
-    score = load_midi(midi)
+def _playable(data: bytes, end: int) -> bytes:
+    """A file's bytes without what comes later than TAIL seconds after a tick of its score, the last note's end.
+
+    Renderers stop at the end of the last track: some of these are hours late, others leave a note no time to ring. And
+    of a damaged chunk they take nothing, so it is cut where it breaks off.
+    """
+    _, division, chunks = split_file(data)
     ticks_per_beat, factor, _ = clock(division)
-    ticks, beat_seconds = read_tempos(midi)
-    last = int(np.searchsorted(ticks, score.end, side="right")) - 1
-    end = (score.end + int(TAIL / beat_seconds[last] * ticks_per_beat)) // factor
+    changes, beat_seconds = read_tempos(data)
+    tempo = beat_seconds[np.searchsorted(changes, end, side="right") - 1]
+    end = (end + int(TAIL / tempo * ticks_per_beat)) // factor
+    bodies = [_events_until(chunk, end) for chunk in chunks]
+    header = struct.pack(">4sIHHH", b"MThd", 6, 1, len(bodies), division)
+    return header + b"".join(b"MTrk" + struct.pack(">I", len(body)) + body for body in bodies)
+
+
+def _events_until(chunk: bytes, end: int) -> bytes:
+    """The events of a track chunk up to a tick, and the track's end there."""
+    position, tick, running = 8, 0, 0
+    with suppress(IndexError, KeyError, MidiError):  # it ends in mid-event
+        while True:
+            delta, status_at = variable_length(chunk, position)
+            has_status = chunk[status_at] >= 0x80
+            status = chunk[status_at] if has_status else running
+            stop = event_end(chunk, status, status_at + has_status)
+            is_last = status == 0xFF and chunk[status_at + 1] == END_OF_TRACK
+            if is_last or tick + delta > end or stop > len(chunk):
+                break
+            position, tick, running = stop, tick + delta, status if status < 0xF0 else running
     # Seven bits a byte, the high bit set on all but the last.
-    delta = bytes([end >> 21 & 0x7F | 0x80, end >> 14 & 0x7F | 0x80, end >> 7 & 0x7F | 0x80, end & 0x7F])
-    tail = delta + b"\xff\x2f\x00"
-    header = struct.pack(">4sIHHH", b"MThd", 6, 1, len(chunks) + 1, division)
-    return b"".join([header, *chunks, b"MTrk", struct.pack(">I", len(tail)), tail])
+    delta = end - tick
+    wait = bytes([delta >> 21 & 0x7F | 0x80, delta >> 14 & 0x7F | 0x80, delta >> 7 & 0x7F | 0x80, delta & 0x7F])
+    return chunk[8:position] + wait + bytes([0xFF, END_OF_TRACK, 0])
 
 
-def _tones(midi: Path, seconds: float) -> tuple[str, Samples, int]:
+def _tones(midi: Path) -> tuple[str, Samples, int]:
     hint = f"for real instruments: apt install fluidsynth fluid-soundfont-gm, or {install('audio')}"
     return f"built-in tones ({hint})", tones.synthesize(midi), tones.RATE
 

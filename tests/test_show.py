@@ -130,6 +130,8 @@ def test_a_long_piece_is_in_rows_of_whole_bars_without_silent_ones() -> None:
     assert [label.get_text() for label in axes[3].get_xticklabels()][:2] == ["97", "98"]
     widths = [a.get_position().width for a in axes]
     assert widths[-1] == pytest.approx(widths[0] / 2)  # one scale
+    waltz = Score(480, (track_from_notes([(1440 * n, 480, 60, 80) for n in range(41)]),), meter=(3, 4))
+    assert [a.get_xlim()[0] / 1440 for a in piano_roll_figure(waltz).axes] == [0, 20]  # the 21 that fit would be odd
     assert all(a.get_position().y0 > b.get_position().y1 for a, b in pairwise(axes))
 
 
@@ -143,7 +145,7 @@ def test_the_longest_pieces_stay_a_picture(tmp_path: Path) -> None:
 def test_odd_titles_and_odd_scores_are_drawn(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw_piano_roll(melody(1), tmp_path / "a.png", "a $b_ and $ 日本 \n \udcff.mid", cut=480)
+        draw_piano_roll(melody(1), tmp_path / "a.png", "a $x_{ and $ 日本 \n \udcff.mid", cut=480)
         draw_piano_roll(Score(480, tuple(melody(seed).tracks[0] for seed in range(25))), tmp_path / "many.png")
         draw_piano_roll(Score(480, ()), tmp_path / "none.png", cut=0)
         far = track_from_notes([(0, 1, 0, 1), (2**30, 1, 127, 127)])

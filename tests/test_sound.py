@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import mido
@@ -97,7 +98,12 @@ def test_a_tone_is_louder_where_its_velocity_is_and_ends_where_it_ends(bare: Non
     samples, rate = render(write((0, 480, 60, 120), (960, 480, 60, 40), program=40))
     assert loudness(samples, rate, 0.1, 0.5) > 4 * loudness(samples, rate, 1.1, 1.5) > 0.05
     assert loudness(samples, rate, 0.6, 0.99) == 0
-    assert np.abs(np.diff(samples)).max() < 0.1  # no clicks
+
+
+@pytest.mark.parametrize("program", [0, 16, 40])
+def test_tones_begin_and_end_without_clicks(bare: None, write: Callable[..., Path], program: int) -> None:
+    samples, _ = render(write(*((480 * n, 200 + 7 * n, 45, 90) for n in range(30)), program=program))
+    assert np.abs(np.diff(samples)).max() < 0.09
 
 
 def test_the_pedal_holds_a_tone(bare: None, tmp_path: Path) -> None:
@@ -156,6 +162,27 @@ def test_real_instruments_play_in_tune_to_the_last_note(
     assert 2.02 < len(samples) / rate < 4.5  # the flute fades
     assert 0.6 < np.abs(samples).max() <= 0.91
     assert np.abs(samples[-rate // 100 :]).max() < 0.01
+
+
+@pytest.mark.parametrize("harm", ["late end", "late controller", "no end"])
+def test_a_renderer_gets_a_file_that_ends_in_time_and_is_whole(
+    harm: str, write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("midirenderer", reason="needs the audio extra")
+    monkeypatch.setattr(sound.shutil, "which", lambda _: None)
+    midi = write((0, 480, 69, 90), (960, 960, 69, 90), program=73)
+    data = midi.read_bytes()
+    assert data.endswith(b"\x00\xff\x2f\x00")
+    late, end = b"\xff\x7f", b"\xff\x2f\x00"
+    ends = {"late end": late + end, "late controller": late + b"\xb0\x07\x40\x00" + end, "no end": b""}
+    start = data.rindex(b"MTrk")
+    body = data[start + 8 : -4] + ends[harm]
+    midi.write_bytes(data[: start + 4] + len(body).to_bytes(4, "big") + body)
+    assert render_wav(midi, midi.with_suffix(".wav")) == "midirenderer with TimGM6mb.sf2"
+    samples, rate = read_wav(midi.with_suffix(".wav"))
+    assert 2.02 < len(samples) / rate <= 2 + sound.TAIL
+    playable = mido.MidiFile(file=BytesIO(sound._playable(midi.read_bytes(), 1920)))
+    assert playable.length == pytest.approx(2 + sound.TAIL)
 
 
 def test_a_renderer_that_fails_is_named_and_another_takes_over(
