@@ -16,7 +16,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midigpt.files import UserError, make, parse_arguments, replacing
+import numpy as np
+
+from midigpt.files import UserError, make, parse_arguments, write_bytes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from midigpt.generate import Drawing, Length
     from midigpt.model import GPT
     from midigpt.prompt import Prompt
-    from midigpt.score import Track
+    from midigpt.score import Score, Track
 
 CONTINUED_BARS = 8  # behind a prompt, where nothing else is asked
 
@@ -140,8 +142,6 @@ def write_takes(
     args: Args, folder: Path, device: str, recipe: dict[str, Any] | None = None, only: int | None = None
 ) -> list[Path]:
     """Write all takes that are asked for, or the one of that number alone; with a recipe, or one made here."""
-    from tqdm import tqdm
-
     from midigpt.checkpoint import load_checkpoint
     from midigpt.prompt import load_prompt
     from midigpt.takes import fingerprint, sha256, versions, write_recipe
@@ -154,12 +154,13 @@ def write_takes(
         recipe = {"model": fingerprint(folder), "by": str(folder), "flags": flags}
         recipe |= {"prompt_sha256": sha256(prompt.data)} if prompt else {}
     recipe |= {"versions": versions(device)}
+    cut = prompt.cut(args.at) if prompt else None
     compose = continue_prompt(args, model, tokenizer, prompt) if prompt else begin(args, model, tokenizer)
     files = []
     for number, write in enumerate(compose):
         if only in (None, number):
             files.append(save(write, [write_recipe(recipe | {"take": number})], args.out or args.root / "out"))
-            tqdm.write(f"{files[-1]}: {show(args, files[-1], prompt)}, seed {drawing(args).seed + number}")
+            print(f"{files[-1]}: {describe(args, files[-1], cut)}; seed {drawing(args).seed + number}", flush=True)
     return files
 
 
@@ -198,8 +199,7 @@ def continue_prompt(args: Args, model: "GPT", tokenizer: "Tokenizer", prompt: "P
     for tracks in continuations(model, tokenizer, drawing(args), prompt, cut, parts, wanted_length(args), args.takes):
 
         def write(path: Path, texts: list[str], tracks: "dict[int, Track]" = tracks) -> None:
-            with replacing(path) as temporary:
-                temporary.write_bytes(continue_midi(prompt, cut, tracks, texts))
+            write_bytes(path, continue_midi(prompt, cut, tracks, texts))
 
         yield write
 
@@ -326,27 +326,46 @@ def reserve(path: Path) -> bool:
     return True
 
 
-def show(args: Args, path: Path, prompt: "Prompt | None") -> str:
+def describe(args: Args, path: Path, cut: int | None) -> str:
     """Draw, render and play a take as asked; what there is to say of it."""
     from midigpt.prompt import load_prompt
     from midigpt.show import draw_piano_roll
     from midigpt.sound import play, render_wav
+    from midigpt.tones import seconds_at
 
     take = load_prompt(path)
-    cut = prompt.cut(args.at) if prompt else None
-    seconds = take.score.end / take.score.ticks_per_beat * 60 / take.score.tempo_bpm
-    said = f"{take.score.notes} notes, {seconds:.0f} s"
+    (seconds,) = seconds_at(path, take.score, np.array([take.score.end]))
+    said = [f"{take.score.notes} notes, {seconds:.0f} s"]
     if cut is not None:
         new = sum(int((track.onset >= cut).sum()) for track in take.score.tracks)
-        said += f" ({new} notes are new, from bar {take.bar_at(cut)} on)"
+        said.append(f"{new} of the notes are new, from bar {take.bar_at(cut)} on")
+    said += copied(args, take.score, cut or 0)
     if args.png:
         bars = [take.bar_start(bar) for bar in range(1, take.bars + 2)]
         draw_piano_roll(take.score, path.with_suffix(".png"), path.name, cut, bars)
     if args.wav:
-        said += f", sound by {render_wav(path, path.with_suffix('.wav'))}"
+        said.append(f"sound by {render_wav(path, path.with_suffix('.wav'))}")
     if args.play:
-        play(path)
-    return said
+        said.append(f"played by {play(path.with_suffix('.wav') if args.wav else path)}")
+    return "; ".join(said)
+
+
+def copied(args: Args, score: "Score", cut: int) -> list[str]:
+    """The longest passage from a tick on that stands in the working folder's training songs, in any key."""
+    from midigpt.copies import open_copies
+    from midigpt.language import encode
+
+    tracks = [track.from_tick(cut) for track in score.tracks]
+    try:
+        index = open_copies(args.root)
+    except UserError as error:
+        return [f"not compared with training songs ({error})"]
+    found = [index.longest(document.text) for document in encode(replace(score, tracks=tuple(tracks)))]
+    longest = max(filter(None, found), key=lambda copy: copy.notes, default=None)
+    if longest is None:
+        return ["nothing of it is copied"]
+    at = f"{longest.song}, track {longest.track}, bar {longest.bar}"
+    return [f"at most {longest.notes} notes in a row ({longest.seconds:.1f} s) as in {at}"]
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ class Decoder:
 
 def best_weights(device: str) -> Weights:
     """The fastest on a kind of device that were measured (bench/sample.py)."""
-    if device == "cpu":
+    if device == "cpu" and hasattr(torch, "_weight_int8pack_mm"):
         return "int8"
     return "bfloat16" if fast_bf16(device) else "float32"
 

@@ -4,7 +4,7 @@ The grammar leaves out every token that would break the language, so every take 
 own random numbers, one a token, so that its draws depend on its seed alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from midigpt.model import GPT
 from midigpt.tokenizer import START_ID
 
 MAX_NOTES = 1000  # of a take that the model does not end
-AT_ONCE = 64  # takes; more are written in turns
+AT_ONCE, AT_ONCE_ON_GPU = 64, 256  # takes; more are written in turns
 KEPT = 0.75  # of a full context, when room is made in it
 TOKENS_A_LOOK = 32  # drawn before the host looks at them
 SPAN = 256  # a captured step reads the cache in multiples of this many tokens
@@ -83,10 +83,10 @@ def compose(
 
     Each begins with its first note. Notes that are not drums stay within `keys`.
     """
-    grammar = Grammar(tokenizer, wishes, not length.is_given, keys, device=next(model.parameters()).device)
+    device = next(model.parameters()).device
+    grammar = Grammar(tokenizer, wishes, not length.is_given, keys, device=device)
     written = []
-    for first in range(0, takes, AT_ONCE):
-        batch = min(AT_ONCE, takes - first)
+    for first, batch in _batches(takes, device):
         writer = Writer(Decoder(model, batch, weights), tokenizer, grammar, drawing, first)
         written += writer.write([START_ID], grammar.start(batch), [length] * batch)
     return [lines.text for lines in written]
@@ -113,11 +113,17 @@ def go_on(
     grammar = Grammar(tokenizer, None, not lengths[0].is_given, keys, is_drum, device)
     ids = [START_ID, *tokenizer.encode(without_key(header) + body).ids]
     written = []
-    for first in range(0, len(lengths), AT_ONCE):
-        some = lengths[first : first + AT_ONCE]
-        writer = Writer(Decoder(model, len(some), weights), tokenizer, grammar, drawing, first)
-        written += writer.write(ids, grammar.start(len(some), reference), some, read_header(header))
+    for first, batch in _batches(len(lengths), device):
+        some = lengths[first : first + batch]
+        writer = Writer(Decoder(model, batch, weights), tokenizer, grammar, drawing, first)
+        written += writer.write(ids, grammar.start(batch, reference), some, read_header(header))
     return written
+
+
+def _batches(takes: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """The first take of each batch, and how many it has."""
+    most = AT_ONCE_ON_GPU if device.type == "cuda" else AT_ONCE
+    return ((first, min(most, takes - first)) for first in range(0, takes, most))
 
 
 def without_key(header: str) -> str:

@@ -115,12 +115,12 @@ def read_song(data: bytes) -> Song:
     )
 
 
-def read_tempos(source: Path) -> tuple[IntArray, NDArray[np.float64]]:
+def read_tempos(source: Path | bytes) -> tuple[IntArray, NDArray[np.float64]]:
     """A file's tempo map on its score's clock: from tick[i] on a beat lasts beat_seconds[i]; both (T,).
 
     Raises what read_midi does.
     """
-    ticks, tempos = zip(*read_song(source.read_bytes()).tempos, strict=True)
+    ticks, tempos = zip(*read_song(source if isinstance(source, bytes) else source.read_bytes()).tempos, strict=True)
     return np.array(ticks, np.int64), 60 / np.array(tempos)
 
 

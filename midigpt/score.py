@@ -1,6 +1,6 @@
 """Score: the one in-memory form of music, arrays of notes that every stage passes on."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,11 @@ class Track:
                 for column in ("onset", "duration", "pitch", "velocity", "pedal")
             )
         )
+
+    def from_tick(self, tick: int) -> "Track":
+        """The notes that start at a tick or later."""
+        columns = ("onset", "duration", "pitch", "velocity")
+        return replace(self, **{column: getattr(self, column)[self.onset >= tick] for column in columns})
 
     @property
     def end(self) -> int:
