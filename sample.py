@@ -338,8 +338,8 @@ def describe(args: Args, path: Path, cut: int | None) -> str:
     said = [f"{take.score.notes} notes, {seconds:.0f} s"]
     if cut is not None:
         new = sum(int((track.onset >= cut).sum()) for track in take.score.tracks)
-        said.append(f"{new} of the notes are new, from bar {take.bar_at(cut)} on")
-    said += copied(args, take.score, cut or 0)
+        said.append(f"{new} of the notes new, from bar {take.bar_at(cut)} on")
+    said.append(copied(args, take.score, cut or 0))
     if args.png:
         bars = [take.bar_start(bar) for bar in range(1, take.bars + 2)]
         draw_piano_roll(take.score, path.with_suffix(".png"), path.name, cut, bars)
@@ -350,22 +350,22 @@ def describe(args: Args, path: Path, cut: int | None) -> str:
     return "; ".join(said)
 
 
-def copied(args: Args, score: "Score", cut: int) -> list[str]:
+def copied(args: Args, score: "Score", cut: int) -> str:
     """The longest passage from a tick on that stands in the working folder's training songs, in any key."""
     from midigpt.copies import open_copies
     from midigpt.language import encode
 
-    tracks = [track.from_tick(cut) for track in score.tracks]
     try:
         index = open_copies(args.root)
     except UserError as error:
-        return [f"not compared with training songs ({error})"]
-    found = [index.longest(document.text) for document in encode(replace(score, tracks=tuple(tracks)))]
-    longest = max(filter(None, found), key=lambda copy: copy.notes, default=None)
-    if longest is None:
-        return ["nothing of it is copied"]
-    at = f"{longest.song}, track {longest.track}, bar {longest.bar}"
-    return [f"at most {longest.notes} notes in a row ({longest.seconds:.1f} s) as in {at}"]
+        return f"not compared with training songs, as {error}"
+    tracks = tuple(track.from_tick(cut) for track in score.tracks)
+    found = [index.longest(document.text) for document in encode(replace(score, tracks=tracks))]
+    copy = max(filter(None, found), key=lambda copy: copy.notes, default=None)
+    if copy is None:
+        return "copies nothing"
+    where = f"{copy.song}, track {copy.track}, bar {copy.bar}"
+    return f"copies {copy.notes} notes at most ({copy.seconds:.1f} s), of {where}"
 
 
 if __name__ == "__main__":
