@@ -180,10 +180,7 @@ def _rule(axes: "Axes", score: Score, starts: NDArray[np.float64]) -> None:
 
     inside = starts[(starts >= start) & (starts <= end)]
     numbers = np.flatnonzero((starts >= start) & (starts < end)) + 1
-    step = 1
-    while len(numbers) / step > inches / 0.3:
-        step *= 2 if step in (1, 4, 10, 20, 40) or step > 40 else 1
-        step = {2: 4, 8: 10}.get(step, step)
+    step = next((step for step in (1, 4, 10, 20, 40, 100, 400, 1000) if len(numbers) / step < inches / 0.3), 10_000)
     numerator, denominator = score.meter
     beat = score.ticks_per_beat * 4 / denominator * (3 if denominator >= 8 and numerator % 3 == 0 else 1)
     if (end - start) / beat < inches / 0.1:

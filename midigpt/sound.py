@@ -4,9 +4,9 @@ import importlib.util
 import shutil
 import struct
 import subprocess
+import sys
 import wave
 from contextlib import suppress
-from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -41,6 +41,13 @@ PEAK = 0.9  # of full scale: what every .wav is levelled to
 SILENCE = 1e-3  # of the peak: what is softer at the end is cut off
 TAIL = 3  # seconds for the last notes to ring
 MAX_MINUTES = 30  # half a gigabyte of memory
+
+MIDI, WAV = "take.mid", "take.wav"  # in the folder that a renderer works in
+MIDIRENDERER = """
+import midirenderer, pathlib, sys
+font, midi, wav = map(pathlib.Path, sys.argv[1:])
+wav.write_bytes(midirenderer.render_wave_from(font.read_bytes(), midi.read_bytes()))
+"""
 
 Samples = NDArray[Any]  # (N, channels)
 
@@ -77,19 +84,9 @@ def _fluidsynth(data: bytes, seconds: float) -> tuple[str, Samples, int]:
     program, font = shutil.which("fluidsynth"), next(iter(_soundfonts()), None)
     if not program or not font:
         raise RendererError
-    with TemporaryDirectory() as folder:
-        midi, wav = Path(folder) / "take.mid", Path(folder) / "take.wav"
-        midi.write_bytes(data)
-        # The gain is low: what is too loud is cut off at full scale, and levelling comes afterwards.
-        command = [program, "-ni", "-g", "0.15", "-r", "44100", "-T", "wav", "-F", str(wav), str(font), str(midi)]
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=60 + seconds, stdin=subprocess.DEVNULL)
-            samples, rate = read_wav(wav)
-        except (subprocess.SubprocessError, OSError, EOFError, wave.Error) as error:
-            raise RendererError(f"fluidsynth failed ({error})") from None
-    if not samples.any():
-        raise RendererError(f"fluidsynth with {font} gave silence")
-    return f"fluidsynth with {font.name}", samples, rate
+    # The gain is low: what is too loud is cut off at full scale, and levelling comes afterwards.
+    command = [program, "-ni", "-g", "0.15", "-r", "44100", "-T", "wav", "-F", WAV, str(font), MIDI]
+    return f"fluidsynth with {font.name}", *_rendered("fluidsynth", command, data, seconds)
 
 
 def _soundfonts() -> list[Path]:
@@ -110,19 +107,35 @@ def _packaged_soundfont() -> Path | None:
 
 def _midirenderer(data: bytes, seconds: float) -> tuple[str, Samples, int]:
     font = _packaged_soundfont()
-    try:
-        import midirenderer
-    except ImportError:
-        raise RendererError from None
-    if not font:
+    if not font or not importlib.util.find_spec("midirenderer"):
         raise RendererError
-    try:
-        samples, rate = read_wav(BytesIO(midirenderer.render_wave_from(font.read_bytes(), data)))
-    except Exception as error:  # it is compiled and says with any kind what it dislikes in a file
-        raise RendererError(f"midirenderer failed ({error})") from None
+    # In a process of its own: where it dislikes a file, it may take the process down.
+    command = [sys.executable, "-c", MIDIRENDERER, str(font), MIDI, WAV]
+    return f"midirenderer with {font.name}", *_rendered("midirenderer", command, data, seconds)
+
+
+def _rendered(name: str, command: list[str], data: bytes, seconds: float) -> tuple[Samples, int]:
+    """What a command makes, as WAV, of a file of so many seconds that it finds as MIDI."""
+    with TemporaryDirectory() as folder:
+        (Path(folder) / MIDI).write_bytes(data)
+        try:
+            done = subprocess.run(
+                command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=60 + seconds
+            )
+            if done.returncode:
+                raise RendererError(f"{name} failed ({_complaint(done.returncode, done.stderr)})")
+            samples, rate = read_wav(Path(folder) / WAV)
+        except (subprocess.SubprocessError, OSError, EOFError, wave.Error) as error:
+            raise RendererError(f"{name} failed ({error})") from None
     if not samples.any():
-        raise RendererError(f"midirenderer with {font} gave silence")
-    return f"midirenderer with {font.name}", samples, rate
+        raise RendererError(f"{name} gave silence")
+    return samples, rate
+
+
+def _complaint(status: int, errors: bytes) -> str:
+    """The last line of what a program said before it failed, else with what status."""
+    lines = errors.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"exit status {status}"
 
 
 def _playable(data: bytes, end: int) -> bytes:
@@ -201,7 +214,7 @@ def play(path: Path) -> str:
     with TemporaryDirectory() as folder:
         wav, renderer = path, ""
         if path.suffix.lower() != ".wav":
-            wav = Path(folder) / "take.wav"
+            wav = Path(folder) / WAV
             renderer = f", {render_wav(path, wav)}"
         failures = []
         for player in players:
@@ -228,13 +241,12 @@ def _duration(wav: Path) -> float:
 def _run_player(command: list[str], seconds: float) -> str | None:
     """Wait for a player of so many seconds to end; why it failed, or None. It never outlives this."""
     quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=subprocess.PIPE, text=True, errors="replace")
+    process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=subprocess.PIPE)
     try:
-        _, error = process.communicate(timeout=seconds + 30)
+        _, errors = process.communicate(timeout=seconds + 30)
     except subprocess.TimeoutExpired:
         return "it does not end"
     finally:
         process.kill()
         process.wait()
-    lines = error.strip().splitlines()
-    return None if process.returncode == 0 else lines[-1] if lines else f"exit status {process.returncode}"
+    return _complaint(process.returncode, errors) if process.returncode else None

@@ -190,10 +190,10 @@ def test_a_renderer_that_fails_is_named_and_another_takes_over(
 ) -> None:
     midi = write((0, 480, 60, 90))
     monkeypatch.setattr(sound, "_soundfonts", lambda: [tmp_path / "GM.sf2"])
-    for script in ("exit 3", "exit 0"):  # the second leaves no .wav
+    for script, complaint in (("echo no >&2; exit 3", "(no)"), ("exit 3", "status 3"), ("exit 0", "take.wav")):
         program(tmp_path, "fluidsynth", script)
         name = render_wav(midi, midi.with_suffix(".wav"))
-        assert name.startswith("built-in tones") and "fluidsynth failed" in name
+        assert name.startswith("built-in tones") and "fluidsynth failed" in name and complaint in name
         assert midi.with_suffix(".wav").read_bytes().startswith(b"RIFF")
 
 
