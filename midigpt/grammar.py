@@ -210,10 +210,10 @@ class Grammar:
     ) -> None:
         values = FIELDS | {"key": [*map(str, keys)]} | {name: [value] for name, value in (wishes or {}).items()}
         fields = {name: _field_of(name, texts) for name, texts in values.items()}
-        states, characters, effects = _characters(("begin",) if is_drum is None else ("line", is_drum, 1), fields)
+        states, characters = _characters(("begin",) if is_drum is None else ("line", is_drum, 1), fields)
         texts = [tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size())]
         texts = [_END if text == START else text for text in texts]
-        tables = _compose(len(states), characters, effects, texts, keys)
+        tables = _compose(characters, texts, keys)
         if not may_end:
             ends = [n for state, n in states.items() if state[0] == "line"]
             tables["next"][ends, texts.index(_END)] = -1
@@ -256,26 +256,23 @@ def _field_of(name: str, values: list[str]) -> Field:
     return Field(set(values), {text[:end] for text in texts for end in range(1, len(text) + 1)})
 
 
-def _characters(
-    start: State, fields: Fields
-) -> tuple[dict[State, int], NDArray[np.int16], NDArray[np.int64]]:
-    """The states, `start` first; for each and each character the next one, or -1, (S, C), and the effect, (S, C, 2)."""
+def _characters(start: State, fields: Fields) -> tuple[dict[State, int], NDArray[np.int16]]:
+    """The states, `start` first; for each state and character the next state, or -1, and the effect's kind and number,
+    (3, S, C)."""
     states: dict[State, int] = {start: 0}
-    rows: list[list[int]] = []
-    effects: list[list[tuple[int, int]]] = []
+    rows: list[list[tuple[int, int, int]]] = []
     waiting = list(states)
     while waiting:
         state = waiting.pop(0)
         rows.append([])
-        effects.append([])
         for c in _END + ALPHABET:
             after, effect = _STEPS[str(state[0])](state, c, fields) or (None, ())
             if after is not None and after not in states:
                 states[after] = len(states)
                 waiting.append(after)
-            rows[-1].append(-1 if after is None else states[after])
-            effects[-1].append((_KINDS[str(effect[0])], int(effect[1]) if effect[1:] else 0) if effect else (0, 0))
-    return states, np.array(rows, np.int16), np.array(effects, np.int64)
+            kind, number = (*effect, 0, 0)[:2]
+            rows[-1].append((-1 if after is None else states[after], _KINDS.get(str(kind), 0), int(number)))
+    return states, np.array(rows, np.int16).transpose(2, 0, 1).copy()
 
 
 _KINDS = {"move": 1, "first": 2, "key": 3, "drum": 4, "turn": 5}
@@ -283,19 +280,21 @@ _NONE = -128  # no first note in this token
 
 
 def _compose(
-    states: int, characters: NDArray[np.int16], effects: NDArray[np.int64], texts: list[str], keys: range
+    characters: NDArray[np.int16], texts: list[str], keys: range
 ) -> dict[str, NDArray[np.generic]]:
     """The tables of Grammar: every token read from every state, character by character, all at once."""
+    _, states, alphabet = characters.shape
     shape = states, len(texts)
     number = {c: i for i, c in enumerate(_END + ALPHABET)}
     known = np.array([bool(text) and all(c in number for c in text) for text in texts])
     longest = max(map(len, texts))
-    letters = np.array([[number.get(c, 0) for c in text.ljust(longest)] for text in texts])  # (V, longest)
+    letters = np.array([[number.get(c, 0) for c in text.ljust(longest)] for text in texts], np.int32)  # (V, longest)
     lengths = np.where(known, [len(text) for text in texts], 0)
 
     # The pairs that are still possible, (P,).
-    start, token = np.nonzero((characters[:, letters[:, 0]] >= 0) & known)
-    now = start.copy()
+    next_state, kinds, numbers = characters.reshape(3, -1)  # by state and character in one index
+    start, token = (i.astype(np.int32) for i in np.nonzero((characters[0][:, letters[:, 0]] >= 0) & known))
+    now = start
     keep, add = np.ones(len(now), bool), np.zeros(len(now), np.int16)
     low, high = np.full(len(now), -128, np.int16), np.full(len(now), 127, np.int16)
     first, turn = np.full(len(now), _NONE, np.int16), np.zeros(len(now), bool)
@@ -303,9 +302,8 @@ def _compose(
     tables |= {name: np.zeros(shape, np.int8) for name in ("low", "high", "add", "first")}
     tables |= {name: np.zeros(shape, bool) for name in ("keep", "turn")}
     for at in range(longest):
-        letter = letters[token, at]
-        kind, value = effects[now, letter].astype(np.int16).T
-        now = characters[now, letter].astype(np.int64)
+        step = now * alphabet + letters[token, at]
+        now, kind, value = next_state[step].astype(np.int32), kinds[step], numbers[step]
         is_move, is_key, is_drum = (kind == 1) | (kind == 2), kind == 3, kind == 4
         high = np.where(is_drum & keep, np.minimum(high, value - 1), high)
         possible = (now >= 0) & ~(is_drum & ~keep & (add >= value))

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from midigpt import workers
 from midigpt.files import UserError, parse_arguments, replacing
-from midigpt.sound import render_wav
 
 CHORALES = 100
 HELD_OUT = "--val-fraction 0.15 --seed 1"
@@ -27,7 +26,7 @@ PIPELINE = (
     f"scripts/tokenizer.py --vocab-size 256 {HELD_OUT}",
     f"scripts/train_bin.py {HELD_OUT}",
     "scripts/train.py --config demo --model.block-size 128 --epochs 30",
-    "sample.py --temperature 0.9 --png",
+    "sample.py --temperature 0.9 --png --wav",
 )
 
 
@@ -56,7 +55,6 @@ def main(args: Args) -> None:
         if failed:
             raise UserError(f"the step above failed: {step}")
     (take,) = set((args.root / "out").glob("*.mid")) - before
-    print(f"demo: sound by {render_wav(take, take.with_suffix('.wav'))}")
     print(f"demo: done in {(time.perf_counter() - start) / 60:.1f} min. Open these:")
     for suffix in (".mid", ".wav", ".png"):
         print(f"  {take.with_suffix(suffix)}")

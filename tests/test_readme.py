@@ -12,15 +12,15 @@ from tests.conftest import PROJECT, make_songs, melody, ok, run_script
 README = (PROJECT / "README.md").read_text()
 SMALL = {"scripts/train.py": "--max-steps 60 --eval-interval 60 --learning-rate 2e-2 --batch-size 4"
          " --model.n-layer 1 --model.n-head 2 --model.n-embd 16 --model.block-size 32",
-         "sample.py": "--notes 3"}  # fmt: skip
+         "sample.py": "--notes 3", "scripts/evaluate.py": "--notes 16"}  # fmt: skip
 
 
 def test_the_python_commands_do_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    make_songs(Path("raw_data"), 40)
+    make_songs(Path("raw_data"), 320)
     write_midi(melody(3), Path("song.mid"))
     commands = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
-    assert len(commands) == 9
+    assert len(commands) == 10
     for command in commands:
         line, _, target = command.partition(" > ")
         _, script, *flags = shlex.split(line)
