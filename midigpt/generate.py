@@ -83,7 +83,7 @@ def compose(
 
     Each begins with its first note. Notes that are not drums stay within `keys`.
     """
-    device = next(model.parameters()).device
+    device = drawing_device(model)
     grammar = Grammar(tokenizer, wishes, not length.is_given, keys, device=device)
     written = []
     for first, batch in _batches(takes, device):
@@ -109,7 +109,7 @@ def go_on(
     lengths are given, or none is.
     """
     header, body = split_header(document)
-    is_drum, device = read_header(header).is_drum, next(model.parameters()).device
+    is_drum, device = read_header(header).is_drum, drawing_device(model)
     grammar = Grammar(tokenizer, None, not lengths[0].is_given, keys, is_drum, device)
     ids = [START_ID, *tokenizer.encode(without_key(header) + body).ids]
     written = []
@@ -118,6 +118,12 @@ def go_on(
         writer = Writer(Decoder(model, batch, weights), tokenizer, grammar, drawing, first)
         written += writer.write(ids, grammar.start(batch, reference), some, read_header(header))
     return written
+
+
+def drawing_device(model: GPT) -> torch.device:
+    """Where tokens are drawn: on the GPU with the model, else on the CPU (MPS has no float64)."""
+    device = next(model.parameters()).device
+    return device if device.type == "cuda" else torch.device("cpu")
 
 
 def _batches(takes: int, device: torch.device) -> Iterator[tuple[int, int]]:
@@ -141,7 +147,7 @@ class Writer:
     ) -> None:
         self.decoder, self.tokenizer, self.grammar, self.drawing = decoder, tokenizer, grammar, drawing
         self._texts = ["" if t == START_ID else tokenizer.id_to_token(t) or "" for t in range(len(grammar))]
-        rows, device = range(decoder.batch_size), decoder.device
+        rows, device = range(decoder.batch_size), drawing_device(decoder.model)
         self._random = [torch.Generator().manual_seed(drawing.seed + first + row) for row in rows]
         # What a step reads and writes, always in the same places, as a captured graph needs it.
         self._logits = torch.zeros(len(rows), len(grammar), device=device)
@@ -205,7 +211,7 @@ class Writer:
         """As many more tokens of each row as are drawn between two looks."""
         count = min(TOKENS_A_LOOK, self.decoder.room)
         uniform = torch.stack([torch.rand(count, generator=random) for random in self._random])
-        self._uniform[:, :count] = uniform.to(self.decoder.device)
+        self._uniform[:, :count] = uniform
         self._at.zero_()
         for _ in range(count):
             if self._graphs:
@@ -223,12 +229,13 @@ class Writer:
         self._drawn.index_copy_(1, self._at, token[:, None])
         for mine, its in zip(self._place, self.grammar.advance(self._place, token), strict=True):
             mine.copy_(its)
-        self._logits.copy_(self.decoder.step(token))
+        self._logits.copy_(self.decoder.step(token.to(self.decoder.device)))
         self._at += 1
 
     @torch.inference_mode()
     def _capture(self) -> "dict[int, torch.cuda.CUDAGraph]":
         """The step as CUDA graphs, one for each span of the cache that attention may have to read."""
+        torch.cuda.set_device(self.decoder.device)  # of several; streams and graphs are the current one's
         block = self.decoder.model.config.block_size
         graphs = {}
         for span in sorted({*range(SPAN, block, SPAN), block}):
@@ -242,7 +249,8 @@ class Writer:
             torch.cuda.current_stream().wait_stream(stream)
             self._rewind()
             graphs[span] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graphs[span]):
+            # A trainer's other threads may use the device meanwhile.
+            with torch.cuda.graph(graphs[span], capture_error_mode="thread_local"):
                 self._step()
         self._rewind()
         return graphs
