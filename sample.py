@@ -121,7 +121,7 @@ def check(args: Args) -> None:
     for name in ("bars", "seconds"):
         if (number := getattr(args, name)) is not None and not 0 < number < 1e6:
             raise UserError(f"--{name} {number} must be above 0")
-    if [args.bars, args.seconds, args.notes].count(None) < 3 - (not args.ending):
+    if [args.bars, args.seconds, args.notes, args.ending or None].count(None) < 3:
         raise UserError("--bars, --seconds, --notes and --ending each say how long a take is; give one of them")
     if not 0 <= args.temperature < 100:
         raise UserError(f"--temperature {args.temperature} is not in 0..100")
