@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from midigpt.files import UserError, make, parse_arguments, write_bytes
+from midigpt.files import UserError, parse_arguments, write_bytes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -46,7 +46,7 @@ class Args:
     prompt_bars: int | None = None
     """How many bars before that the model reads (default: what fits)."""
     track: int | None = None
-    """The part of the prompt that goes on, counted from 1 (default: all of them)."""
+    """The part of the prompt that goes on, counted from 1 (default: all that play in what the model reads)."""
     takes: int = 1
     """How many to write."""
     bars: float | None = None
@@ -54,7 +54,7 @@ class Args:
     seconds: float | None = None
     """New seconds a take."""
     notes: int | None = None
-    """New notes a take (of a prompt: of its busiest part)."""
+    """New notes a take, and what starts with the last (of a prompt: of its busiest part)."""
     ending: bool = False
     """Let the model end its takes (without a prompt the default; at most 1000 notes)."""
     temperature: float = 1.0
@@ -64,19 +64,20 @@ class Args:
     top_p: float | None = None
     """Draw from the likeliest tokens that together have this probability."""
     min_p: float | None = None
-    """Draw from tokens at least this many times as likely as the likeliest."""
+    """Draw from tokens with at least this share of the likeliest one's probability."""
     seed: int | None = None
     """Take i is drawn with seed + i; without it another seed each time, which is named."""
     program: str | None = None
-    """Instrument without a prompt: a General MIDI program 0..127, or d for drums."""
-    tempo: int | None = None
+    """Instrument without a prompt: a General MIDI program 0..127, or drums."""
+    tempo: float | None = None
     """Beats per minute without a prompt, 20..320."""
     meter: str | None = None
     """Time signature without a prompt, such as 3/4."""
     key: str | None = None
     """First note without a prompt: C4 (middle C), F#3, Bb5, or a MIDI number 0..127."""
     keys: str | None = None
-    """Lowest and highest note, such as C2-C6 (behind a prompt: each part's own range and an octave around it)."""
+    """Lowest and highest note, such as C2-C6 (default: a piano's A0-C8; behind a prompt each part's range and an octave
+    around it)."""
     png: bool = False
     """Draw a piano roll beside each take."""
     wav: bool = False
@@ -100,42 +101,39 @@ def main(args: Args) -> None:
     if args.again:
         make_again(args, args.again)
         return
-    from midigpt.checkpoint import find_checkpoint
+    from midigpt.checkpoint import best_checkpoint
     from midigpt.devices import find_device
 
-    runs = args.root / "train" / "runs" / args.run
-    folder = args.model or find_checkpoint(runs / "best") or find_checkpoint(runs / "latest")
-    if folder is None:
-        raise UserError(f"{runs} holds no checkpoint yet; make one with: {make(args.root, 'train')}")
+    folder = args.model or best_checkpoint(args.root, args.run)
     if args.seed is None:
         args = replace(args, seed=random.randrange(2**31))
     files = write_takes(args, folder, find_device(args.device))
-    print(f"sample: {len(files)} takes by {folder} in {files[0].parent}")
+    print(f"sample: {counted(len(files), 'take')} by {folder} in {files[0].parent}")
 
 
 def check(args: Args) -> None:
     """Raise UserError for wishes that can't be met."""
-    for name in ("takes", "notes", "prompt_bars", "top_k", "track"):
+    for name in ("takes", "notes", "prompt_bars", "track"):
         if (number := getattr(args, name)) is not None and number < 1:
             raise UserError(f"--{name.replace('_', '-')} {number} must be at least 1")
     for name in ("bars", "seconds"):
-        if (number := getattr(args, name)) is not None and not 0 < number < 1e6:
-            raise UserError(f"--{name} {number} must be above 0")
+        if (number := getattr(args, name)) is not None and not 0 < number <= 10_000:
+            raise UserError(f"--{name} {number} must be above 0 and up to 10000")
     if [args.bars, args.seconds, args.notes, args.ending or None].count(None) < 3:
         raise UserError("--bars, --seconds, --notes and --ending each say how long a take is; give one of them")
-    if not 0 <= args.temperature < 100:
-        raise UserError(f"--temperature {args.temperature} is not in 0..100")
-    for name in ("top_p", "min_p"):
-        if (share := getattr(args, name)) is not None and not 0 < share <= 1:
-            raise UserError(f"--{name.replace('_', '-')} {share} is not a share above 0 and up to 1")
-    if args.seed is not None and not 0 <= args.seed < 2**62:
-        raise UserError(f"--seed {args.seed} is not in 0..2^62")
     if args.prompt and [args.program, args.tempo, args.meter, args.key].count(None) < 4:
         raise UserError("--program, --tempo, --meter and --key are the prompt's own where there is a --prompt")
-    if not args.prompt and [args.at, args.prompt_bars, args.track].count(None) < 3 and not args.again:
+    if not args.prompt and [args.at, args.prompt_bars, args.track].count(None) < 3:
         raise UserError("--at, --prompt-bars and --track say something about a --prompt; name one")
-    wishes(args)
+    if args.again:
+        allowed = NOT_IN_RECIPE | {"prompt"}
+        given = [n for n, value in asdict(args).items() if n not in allowed and value != getattr(Args(), n)]
+        if given:
+            raise UserError(f"--{given[0].replace('_', '-')} is the recipe's with --again; leave it out")
+    if "d" in wishes(args).values() and (args.key or args.keys):
+        raise UserError("--program d is drums, which have no --key and no --keys")
     key_range(args)
+    drawing(args)
 
 
 def write_takes(
@@ -171,12 +169,13 @@ Write = Callable[[Path, list[str]], None]
 def begin(args: Args, model: "GPT", tokenizer: "Tokenizer") -> Iterator[Write]:
     """Pieces from nothing: one part each, as a document holds one."""
     from midigpt.generate import compose
+    from midigpt.grammar import PIANO
     from midigpt.language import decode, read_header
     from midigpt.midi import write_midi
     from midigpt.takes import ending_at
 
-    length = wanted_length(args)
-    for text in compose(model, tokenizer, drawing(args), wishes(args), length, args.takes, key_range(args) or ALL_KEYS):
+    length, keys = wanted_length(args), key_range(args) or PIANO
+    for text in compose(model, tokenizer, drawing(args), wishes(args), length, args.takes, keys):
         score = ending_at(decode([text]), length.in_steps(read_header(text)))
         yield partial(write_midi, score)
 
@@ -189,9 +188,8 @@ def continue_prompt(args: Args, model: "GPT", tokenizer: "Tokenizer", prompt: "P
 
     cut = prompt.cut(args.at)
     parts = read_parts(prompt, cut, args.prompt_bars, key_range(args))
-    if args.track is not None:
-        parts = [part for part in parts if part.track == args.track - 1]
-    if not parts:
+    parts = [part for part in parts if (part.track == args.track - 1 if args.track else part.notes)] or parts[:1]
+    if args.track and parts[0].track != args.track - 1:
         listed = "".join(f"\n  {part}" for part in describe_parts(prompt))
         raise UserError(f"--track {args.track}: no such part of {prompt.path} plays before the cut. Its parts:{listed}")
     if all(prompt.score.tracks[part.track].is_drum for part in parts):
@@ -209,6 +207,7 @@ def make_again(args: Args, take: Path) -> None:
     import torch
 
     from midigpt.devices import find_device
+    from midigpt.midi import read_midi
     from midigpt.splice import read_texts
     from midigpt.takes import differences, find_model, read_recipe, sha256
 
@@ -224,15 +223,22 @@ def make_again(args: Args, take: Path) -> None:
     torch.set_num_threads(recipe["versions"]["threads"])
     for difference in differences(recipe["versions"], device):
         print(f"sample: {difference}; the take may differ")
+    if unknown := flags.keys() - asdict(args).keys():
+        raise UserError(f"{take} was made by another version of midigpt: this one has no --{min(unknown)}")
     args = replace(args, **(flags | {"prompt": prompt}))
     (path,) = write_takes(args, folder, device, recipe, recipe["take"])
-    is_same = path.read_bytes() == take.read_bytes()
-    print(f"sample: {path} is " + (f"{take}, byte for byte" if is_same else f"not the same as {take}"))
+    if path.read_bytes() == take.read_bytes():
+        said = f"is {take}, byte for byte"
+    elif read_midi(path) == read_midi(take):
+        said = f"has the notes of {take}; what else is in the files differs"
+    else:
+        said = f"is not the same as {take}"
+    print(f"sample: {path} {said}")
 
 
 # --- wishes ----------------------------------------------------------------------------------------------
 
-ALL_KEYS = range(128)
+NOTE = r"[A-Ga-g][#b]?-?\d|\d+"
 
 
 def drawing(args: Args) -> "Drawing":
@@ -254,9 +260,10 @@ def wishes(args: Args) -> dict[str, str]:
 
     fields = {}
     if args.program is not None:
-        if args.program != "d" and not (args.program.isdecimal() and int(args.program) < 128):
-            raise UserError(f"--program {args.program} is neither 0..127 nor d")
-        fields["program"] = args.program if args.program == "d" else str(int(args.program))
+        is_drum = args.program.lower() in ("d", "drums")
+        if not is_drum and not (args.program.isdecimal() and int(args.program) < 128):
+            raise UserError(f"--program {args.program} is neither 0..127 nor drums")
+        fields["program"] = "d" if is_drum else str(int(args.program))
     if args.tempo is not None:
         if not 20 <= args.tempo <= 320:
             raise UserError(f"--tempo {args.tempo} is not in 20..320")
@@ -274,8 +281,10 @@ def key_range(args: Args) -> range | None:
     """From the lowest to the highest note wished. Raises UserError where that is none, or without the first note."""
     if args.keys is None:
         return None
-    lowest, _, highest = args.keys.partition("-")
-    keys = range(pitch(lowest, "--keys"), pitch(highest, "--keys") + 1)
+    match = re.fullmatch(rf"({NOTE})-({NOTE})", args.keys)
+    if not match:
+        raise UserError(f"--keys {args.keys} is not two notes such as C2-C6")
+    keys = range(pitch(match[1], "--keys"), pitch(match[match.lastindex or 0], "--keys") + 1)
     if len(keys) < 12:
         raise UserError(f"--keys {args.keys} must hold an octave at least, lowest note first: C2-C6")
     if args.key is not None and pitch(args.key, "--key") not in keys:
@@ -335,10 +344,12 @@ def describe(args: Args, path: Path, cut: int | None) -> str:
 
     take = load_prompt(path)
     (seconds,) = seconds_at(path, take.score, np.array([take.score.end]))
-    said = [f"{take.score.notes} notes, {seconds:.0f} s"]
+    said = [f"{counted(take.score.notes, 'note')}, {seconds:.0f} s"]
     if cut is not None:
         new = sum(int((track.onset >= cut).sum()) for track in take.score.tracks)
-        said.append(f"{new} of the notes new, from bar {take.bar_at(cut)} on")
+        bar = take.bar_at(cut)
+        beat = (cut - take.bar_start(bar)) / take.score.ticks_per_beat + 1
+        said.append(f"{new} of them new, from bar {bar}{f', beat {beat:g}' if beat > 1 else ''} on")
     said.append(copied(args, take.score, cut or 0))
     if args.png:
         bars = [take.bar_start(bar) for bar in range(1, take.bars + 2)]
@@ -365,7 +376,11 @@ def copied(args: Args, score: "Score", cut: int) -> str:
     if copy is None:
         return "copies nothing"
     where = f"{copy.song}, track {copy.track}, bar {copy.bar}"
-    return f"copies {copy.notes} notes at most ({copy.seconds:.1f} s), of {where}"
+    return f"copies {counted(copy.notes, 'note')} at most ({copy.seconds:.1f} s), of {where}"
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 if __name__ == "__main__":

@@ -98,13 +98,12 @@ def nanogpt_speed(args: Args, ours: "GPT", device: str) -> float:
 
 def our_speed(model: "GPT", tokenizer: "Tokenizer", weights: "Weights", takes: int, tokens: int) -> float:
     """Tokens per second of all takes together, without an end."""
-    from midigpt.decoder import Decoder
-    from midigpt.generate import Drawing, Writer
+    from midigpt.decoder import Decoder, Prepared
+    from midigpt.generate import Drawing, Writer, drawing_device
     from midigpt.grammar import Grammar
 
-    device = next(model.parameters()).device
-    grammar = Grammar(tokenizer, may_end=False, device=device)
-    writer = Writer(Decoder(model, takes, weights), tokenizer, grammar, Drawing())
+    grammar = Grammar(tokenizer, may_end=False, device=drawing_device(model))
+    writer = Writer(Decoder(Prepared(model, weights), takes), tokenizer, grammar, Drawing())
     drawn = 0
 
     def write() -> None:
@@ -120,6 +119,7 @@ def our_speed(model: "GPT", tokenizer: "Tokenizer", weights: "Weights", takes: i
 def latency(model: "GPT", tokenizer: "Tokenizer", rounds: int) -> dict[str, float]:
     """Seconds until a loaded model has written the first notes behind a prompt, and until it is loaded."""
     from midigpt.checkpoint import load_checkpoint, save_checkpoint
+    from midigpt.decoder import Prepared
     from midigpt.generate import Drawing, Length, go_on
 
     line = "0+10|4+10|3+10|1/1\n2-9:1/2|1/1\n"
@@ -131,7 +131,11 @@ def latency(model: "GPT", tokenizer: "Tokenizer", rounds: int) -> dict[str, floa
         (Path(folder) / "tokenizer.json").write_text(tokenizer.to_str())
         save_checkpoint(Path(folder) / "model", model.cpu(), Path(folder) / "tokenizer.json", {})
         loading = [timed(lambda: load_checkpoint(Path(folder) / "model")) for _ in range(rounds)]
-    first = [timed(lambda: go_on(model, tokenizer, Drawing(), document, 60, [Length(notes=1)])) for _ in range(rounds)]
+
+    def first_note() -> None:
+        go_on(Prepared(model), tokenizer, Drawing(), document, 60, [Length(notes=1)])
+
+    first = [timed(first_note) for _ in range(rounds)]
     tokens = len(tokenizer.encode(document).ids)
     return {
         f"first note behind a prompt of {tokens} tokens": statistics.median(first),

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from midigpt.files import UserError, read_json
+from midigpt.files import UserError, make, read_json
 from midigpt.language import LANGUAGE
 from midigpt.model import GPT, LAYER_NORM_EPS, RMS_NORM_EPS, ModelConfig
 from midigpt.model_card import model_card
@@ -115,6 +115,16 @@ def _old(folder: Path) -> Path:
 def find_checkpoint(folder: Path) -> Path | None:
     """The folder, or what had its name if a kill came between the two renamings of saving."""
     return next((path for path in (folder, _old(folder)) if (path / "model.safetensors").exists()), None)
+
+
+def best_checkpoint(root: Path, run: str) -> Path:
+    """A run's best checkpoint, or its latest where no song is held out. Raises UserError where it has none."""
+    folder = root / "train" / "runs" / run
+    found = find_checkpoint(folder / "best") or find_checkpoint(folder / "latest")
+    if found is None:
+        flags = "" if run == "default" else f' ARGS="--run {run}"'
+        raise UserError(f"{folder} holds no checkpoint yet; make one with: {make(root, 'train')}{flags}")
+    return found
 
 
 def load_checkpoint(folder: Path, device: str = "cpu") -> tuple[GPT, Tokenizer, dict[str, Any]]:

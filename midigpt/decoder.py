@@ -34,6 +34,31 @@ class _Layer:
     mlp: Operation
 
 
+class Prepared:
+    """A model with its weights as a step wants them. Preparing takes as long as writing some hundred tokens."""
+
+    def __init__(self, model: GPT, weights: Weights | None = None) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.weights = weights or best_weights(self.device.type)
+        self.dtype = torch.float32 if self.weights == "float32" else torch.bfloat16
+        config = model.config
+        pack = partial(_pack, weights=self.weights, dtype=self.dtype)
+        if config.type == "gpt2":
+            self.embedding = model.transformer["wte"].weight.detach().to(self.dtype)
+            self.place = model.transformer["wpe"].weight.detach().to(self.dtype)
+            self.layers = [_gpt2_layer(layer, pack) for layer in model.transformer["h"]]
+            self.norm = pack(model.transformer["ln_f"])
+            self.head = pack(model.transformer["wte"])
+        else:
+            self.embedding = model.model["embed_tokens"].weight.detach().to(self.dtype)
+            positions = torch.arange(config.block_size, device=self.device)[None]
+            self.angles = tuple(part[0, :, 0] for part in rotary_angles(positions, config, self.dtype))  # (S, D)
+            self.layers = [_qwen3_layer(layer, pack) for layer in model.model["layers"]]
+            self.norm = pack(model.model["norm"])
+            self.head = pack(model.model["embed_tokens"])
+
+
 class Decoder:
     """A batch of documents as a model has read them, all of one length.
 
@@ -41,32 +66,14 @@ class Decoder:
     tensor, and never waits for the device: so it can be captured as a CUDA graph.
     """
 
-    def __init__(
-        self, model: GPT, batch_size: int, weights: Weights | None = None, fixed_shapes: bool | None = None
-    ) -> None:
-        self.model, self.batch_size = model, batch_size
-        self.device = next(model.parameters()).device
-        self.weights = weights or best_weights(self.device.type)
-        self.dtype = torch.float32 if self.weights == "float32" else torch.bfloat16
+    def __init__(self, prepared: Prepared, batch_size: int, fixed_shapes: bool | None = None) -> None:
+        self.prepared, self.batch_size = prepared, batch_size
+        self.model, self.device = prepared.model, prepared.device
         self.fixed_shapes = self.device.type == "cuda" if fixed_shapes is None else fixed_shapes
-        config = model.config
+        config = self.model.config
         self.span = config.block_size
-        self.cache = Cache(config, batch_size, self.device, self.dtype)
+        self.cache = Cache(config, batch_size, self.device, prepared.dtype)
         self.position = torch.zeros(1, dtype=torch.long, device=self.device)  # of the next token
-        pack = partial(_pack, weights=self.weights, dtype=self.dtype)
-        if config.type == "gpt2":
-            self.embedding = model.transformer["wte"].weight.to(self.dtype)
-            self.place = model.transformer["wpe"].weight.to(self.dtype)
-            self.layers = [_gpt2_layer(layer, pack) for layer in model.transformer["h"]]
-            self.norm = pack(model.transformer["ln_f"])
-            self.head = pack(model.transformer["wte"])
-        else:
-            self.embedding = model.model["embed_tokens"].weight.to(self.dtype)
-            positions = torch.arange(config.block_size, device=self.device)[None]
-            self.angles = tuple(part[0, :, 0] for part in rotary_angles(positions, config, self.dtype))  # (S, D)
-            self.layers = [_qwen3_layer(layer, pack) for layer in model.model["layers"]]
-            self.norm = pack(model.model["norm"])
-            self.head = pack(model.model["embed_tokens"])
 
     @property
     def room(self) -> int:
@@ -78,7 +85,7 @@ class Decoder:
         """Logits (B, V) behind documents (B, T), or one (1, T) for all, which are read from the beginning."""
         T = tokens.shape[1]
         positions = torch.arange(T, device=self.device)[None]
-        with autocast(str(self.device)) if self.weights != "float32" else torch.autocast("cpu", enabled=False):
+        with autocast(str(self.device)) if self.prepared.weights != "float32" else torch.autocast("cpu", enabled=False):
             logits = self.model(tokens, positions, self.cache)[:, -1]
         self.position.fill_(T)
         return logits.float().expand(self.batch_size, -1)
@@ -86,15 +93,16 @@ class Decoder:
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         """Logits (B, V) behind one more token of each document, (B,)."""
-        x = F.embedding(tokens, self.embedding)  # (B, C)
+        model = self.prepared
+        x = F.embedding(tokens, model.embedding)  # (B, C)
         if self.model.config.type == "gpt2":
-            x = x + self._at_position(self.place)
-        for number, layer in enumerate(self.layers):
+            x = x + self._at_position(model.place)
+        for number, layer in enumerate(model.layers):
             x = x + layer.out(self._attend(number, layer, layer.qkv(layer.before_attention(x))))
             x = x + layer.mlp(layer.before_mlp(x))
         self.cache.length += 1
         self.position += 1
-        return self.head(self.norm(x)).float()
+        return model.head(model.norm(x)).float()
 
     def _at_position(self, table: Tensor) -> Tensor:
         """The row of a table (S, ...) that belongs to the position, (1, ...)."""
@@ -108,7 +116,8 @@ class Decoder:
         heads, kv_heads, D = config.n_head, config.n_kv_head, config.head_dim
         q, k, v = qkv.view(B, heads + 2 * kv_heads, D).split([heads, kv_heads, kv_heads], dim=1)
         if config.type == "qwen3":
-            angles = self._at_position(self.angles[0]), self._at_position(self.angles[1])
+            cos, sin = self.prepared.angles
+            angles = self._at_position(cos), self._at_position(sin)
             q, k = rotate(layer.q_norm(q), angles), rotate(layer.k_norm(k), angles)
         keys, values = self.cache.keys[number], self.cache.values[number]  # (B, K, S, D)
         q = q.reshape(B, kv_heads, heads // kv_heads, D)  # those that share keys as if they were tokens

@@ -23,7 +23,7 @@ def say(kind: type[BaseException], error: BaseException, trace: TracebackType | 
     if issubclass(kind, UserError):
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
     elif issubclass(kind, KeyboardInterrupt):
-        print("\nInterrupted. What was finished is kept; the same command goes on from there.", file=sys.stderr)
+        print("\nInterrupted; what was finished is kept.", file=sys.stderr)
     elif isinstance(error, OSError) and error.filename:
         print(f"{Path(sys.argv[0]).name}: {error.filename} can't be used ({error.strerror})", file=sys.stderr)
     elif issubclass(kind, sqlite3.OperationalError):

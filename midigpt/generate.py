@@ -4,17 +4,17 @@ The grammar leaves out every token that would break the language, so every take 
 own random numbers, one a token, so that its draws depend on its seed alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from midigpt.decoder import Decoder, Weights
+from midigpt.decoder import Decoder, Prepared, Weights
 from midigpt.files import UserError
-from midigpt.grammar import Grammar, Place
-from midigpt.language import GRID, Header, keep_fields, read_header, split_header
+from midigpt.grammar import DRUM_KEYS, PIANO, Grammar, Place
+from midigpt.language import GRID, Header, keep_fields, read_header, split_header, steps_of
 from midigpt.model import GPT
 from midigpt.tokenizer import START_ID
 
@@ -34,6 +34,18 @@ class Drawing:
     top_p: float | None = None  # from the likeliest that together have this probability (arXiv 1904.09751)
     min_p: float | None = None  # from those with this share of the likeliest one's probability (arXiv 2407.01082)
     seed: int = 0  # take i is drawn with seed + i
+
+    def __post_init__(self) -> None:
+        """Raises UserError for numbers that nothing can be drawn with."""
+        if self.temperature != 0 and not 0.01 <= self.temperature <= 100:
+            raise UserError(f"--temperature {self.temperature} is neither 0 nor in 0.01..100; 1 is the model as it is")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"--top-k {self.top_k} must be at least 1")
+        for flag, share in (("--top-p", self.top_p), ("--min-p", self.min_p)):
+            if share is not None and not 0 < share <= 1:
+                raise UserError(f"{flag} {share} is not a share above 0 and up to 1")
+        if not 0 <= self.seed < 2**62:
+            raise UserError(f"--seed {self.seed} is not in 0..2^62")
 
 
 @dataclass(frozen=True)
@@ -76,47 +88,47 @@ def compose(
     wishes: dict[str, str] | None = None,
     length: Length = Length(),
     takes: int = 1,
-    keys: range = range(128),
+    keys: range = PIANO,
     weights: Weights | None = None,
 ) -> list[str]:
     """Documents from nothing, with the wished fields of the header; the others are drawn.
 
-    Each begins with its first note. Notes that are not drums stay within `keys`.
+    Notes that are not drums stay within `keys`.
     """
-    device = drawing_device(model)
-    grammar = Grammar(tokenizer, wishes, not length.is_given, keys, device=device)
+    prepared = Prepared(model, weights)
+    grammar = Grammar(tokenizer, wishes, not length.is_given, keys, device=drawing_device(model))
     written = []
-    for first, batch in _batches(takes, device):
-        writer = Writer(Decoder(model, batch, weights), tokenizer, grammar, drawing, first)
+    for first, batch in _batches(takes, prepared.device):
+        writer = Writer(Decoder(prepared, batch), tokenizer, grammar, drawing, first)
         written += writer.write([START_ID], grammar.start(batch), [length] * batch)
     return [lines.text for lines in written]
 
 
 def go_on(
-    model: GPT,
+    prepared: Prepared,
     tokenizer: Tokenizer,
     drawing: Drawing,
     document: str,
     reference: int,
     lengths: Sequence[Length],
     keys: range = range(128),
-    weights: Weights | None = None,
+    drums: Set[int] = DRUM_KEYS,
 ) -> list[Lines]:
     """More lines of a document, at least one, for each length; the first begins where the document's last line ends.
 
-    What comes counts from the pitch `reference`, that of the last line's first note. The header's `key`, of which
-    the lines say nothing, is not read: so a document moved to other keys is continued in the same way. Either all
-    lengths are given, or none is.
+    What comes counts from the pitch `reference`, that of the last line's first note, and stays within `keys`; drums
+    within `drums`. The header's `key`, of which the lines say nothing, is not read: so a document moved to other keys
+    is continued in the same way. Either all lengths are given, or none is.
     """
     header, body = split_header(document)
-    is_drum, device = read_header(header).is_drum, drawing_device(model)
-    grammar = Grammar(tokenizer, None, not lengths[0].is_given, keys, is_drum, device)
+    read = read_header(header)
+    may_end, device = not lengths[0].is_given, drawing_device(prepared.model)
+    grammar = Grammar(tokenizer, None, may_end, keys, drums, read.is_drum, device)
     ids = [START_ID, *tokenizer.encode(without_key(header) + body).ids]
     written = []
-    for first, batch in _batches(len(lengths), device):
-        some = lengths[first : first + batch]
-        writer = Writer(Decoder(model, batch, weights), tokenizer, grammar, drawing, first)
-        written += writer.write(ids, grammar.start(batch, reference), some, read_header(header))
+    for first, batch in _batches(len(lengths), prepared.device):
+        writer = Writer(Decoder(prepared, batch), tokenizer, grammar, drawing, first)
+        written += writer.write(ids, grammar.start(batch, reference), lengths[first : first + batch], read)
     return written
 
 
@@ -145,6 +157,8 @@ class Writer:
     def __init__(
         self, decoder: Decoder, tokenizer: Tokenizer, grammar: Grammar, drawing: Drawing, first: int = 0
     ) -> None:
+        if decoder.model.config.block_size < 2:
+            raise UserError("a model that reads one token at a time can't write music; train one with longer blocks")
         self.decoder, self.tokenizer, self.grammar, self.drawing = decoder, tokenizer, grammar, drawing
         self._texts = ["" if t == START_ID else tokenizer.id_to_token(t) or "" for t in range(len(grammar))]
         rows, device = range(decoder.batch_size), drawing_device(decoder.model)
@@ -155,7 +169,7 @@ class Writer:
         self._uniform = torch.zeros(len(rows), TOKENS_A_LOOK, device=device)
         self._drawn = torch.zeros(len(rows), TOKENS_A_LOOK, dtype=torch.long, device=device)
         self._at = torch.zeros(1, dtype=torch.long, device=device)
-        self._graphs = self._capture() if device.type == "cuda" else {}
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}  # of steps, by the span of the cache that they read
 
     @torch.inference_mode()
     def write(
@@ -195,7 +209,7 @@ class Writer:
         return latest[:head] + latest[starts[1] if len(starts) > 1 else head :]
 
     def _latest(self, ids: list[int]) -> list[int]:
-        """The header and the latest tokens, as many as there were in any other document of the batch."""
+        """The header and the latest tokens, as many as of any other document of the batch."""
         room = max(int(self.decoder.model.config.block_size * KEPT), 1)
         head = self._head(ids)
         return head + ids[len(head) - room :]
@@ -214,10 +228,8 @@ class Writer:
         self._uniform[:, :count] = uniform
         self._at.zero_()
         for _ in range(count):
-            if self._graphs:
-                length = self.decoder.cache.length + 1
-                self._graphs[min(span for span in self._graphs if span >= length)].replay()
-                self.decoder.cache.length = length
+            if self._logits.is_cuda:
+                self._replay()
             else:
                 self._step()
         return self._drawn[:, :count].tolist()
@@ -232,36 +244,34 @@ class Writer:
         self._logits.copy_(self.decoder.step(token.to(self.decoder.device)))
         self._at += 1
 
-    @torch.inference_mode()
-    def _capture(self) -> "dict[int, torch.cuda.CUDAGraph]":
-        """The step as CUDA graphs, one for each span of the cache that attention may have to read."""
-        torch.cuda.set_device(self.decoder.device)  # of several; streams and graphs are the current one's
-        block = self.decoder.model.config.block_size
-        graphs = {}
-        for span in sorted({*range(SPAN, block, SPAN), block}):
-            self.decoder.span = span
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # kernels are loaded, and chosen, before anything is captured
-                for _ in range(2):
-                    self._rewind()
-                    self._step()
-            torch.cuda.current_stream().wait_stream(stream)
-            self._rewind()
-            graphs[span] = torch.cuda.CUDAGraph()
-            # A trainer's other threads may use the device meanwhile.
-            with torch.cuda.graph(graphs[span], capture_error_mode="thread_local"):
-                self._step()
-        self._rewind()
-        return graphs
+    def _replay(self) -> None:
+        """The step as a CUDA graph, captured where none reads as much of the cache as is needed now."""
+        cache = self.decoder.cache
+        self.decoder.span = min(-(-(cache.length + 1) // SPAN) * SPAN, self.decoder.model.config.block_size)
+        if self.decoder.span not in self._graphs:
+            self._graphs[self.decoder.span] = self._capture()
+        self._graphs[self.decoder.span].replay()
+        cache.length += 1
 
-    def _rewind(self) -> None:
-        """Back to where nothing has been read; what a trial step has left in the cache is overwritten."""
-        self.decoder.cache.length = 0
-        for counter in (self.decoder.position, self._at):
-            counter.zero_()
-        for mine, its in zip(self._place, self.grammar.start(self.decoder.batch_size), strict=True):
-            mine.copy_(its)
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        """What a step does, to be done again and again. State is left as it was: trial steps are undone."""
+        torch.cuda.set_device(self.decoder.device)  # of several; streams and graphs are the current one's
+        state = (self._logits, *self._place, self._at, self.decoder.position)
+        length, before = self.decoder.cache.length, [tensor.clone() for tensor in state]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # kernels are loaded, and chosen, before anything is captured
+            for _ in range(2):
+                self._step()
+                for tensor, its in zip(state, before, strict=True):
+                    tensor.copy_(its)
+                self.decoder.cache.length = length
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a trainer's other threads may use the device
+            self._step()
+        self.decoder.cache.length = length
+        return graph
 
 
 def draw(logits: Tensor, allowed: Tensor, drawing: Drawing, uniform: Tensor) -> Tensor:
@@ -278,7 +288,7 @@ def draw(logits: Tensor, allowed: Tensor, drawing: Drawing, uniform: Tensor) -> 
     if drawing.top_p is not None and drawing.top_p < 1:
         ordered = logits.sort(dim=-1, descending=True).values
         before = ordered.softmax(-1).cumsum(-1).roll(1, -1)
-        before[:, 0] = 0  # of the likeliest, which always stays
+        before[:, 0] = -1  # the likeliest always stays
         least = ordered.masked_fill(before >= drawing.top_p, torch.inf).amin(-1, keepdim=True)
         logits = logits.masked_fill(logits < least, -torch.inf)
     probability = logits.softmax(-1)
@@ -311,11 +321,8 @@ class _Row:
                 self._until = self._length.in_steps(read_header(line))
                 return
             *notes, time = line.removesuffix("\n").split("|")
-            if not notes:  # silence before all notes
-                return
             self.text += line
             self.notes += len(notes)
-            count, unit = map(int, time.split("/"))
-            self.now += count * GRID // unit
+            self.now += steps_of(time)
             enough = self._most_notes is not None and self.notes >= self._most_notes
             self.is_done = enough or (self._until is not None and self.now >= self._until)

@@ -2,13 +2,14 @@
 
 An automaton over characters (`_STEPS`) is written out as states; from it, for each state and token, follows whether
 the token may come, the state behind it, and what it does to the pitch that intervals count from. What the model
-writes is held to the normal form where that can be seen character by character: the notes of a line ascend, times
-are on the grid and in lowest terms, silence is a line of its own only at the beginning. Two limits are the
-automaton's own: a time's count has at most three digits (999 beats), and a header has all four fields.
+writes is held to the normal form where that can be seen character by character: a document's first interval is `0+`,
+the notes of a line ascend, times are on the grid and in lowest terms. And to what a player expects of a take: it begins
+with a note, waits and notes that last for many bars are slips, drums are those of General MIDI.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -27,22 +28,26 @@ FIELDS = {
     "meter": [*METERS],
     "key": [*map(str, range(128))],
 }
-UNITS = [str(unit) for unit in range(1, GRID + 1) if GRID % unit == 0]  # a beat's parts on the grid
-_RESIDUE = math.prod(p for p in (2, 3, 5, 7) if GRID % p == 0)  # what of a count tells its common factors with those
+DRUM_KEYS = frozenset(range(35, 82))  # of General MIDI's percussion map
+PIANO = range(21, 109)  # the keys of one
+LONGEST_WAIT, LONGEST_NOTE = 8, 16  # beats
+UNITS = [unit for unit in range(1, GRID + 1) if GRID % unit == 0]  # a beat's parts on the grid
 _END = "\0"  # stands for the start token, with which a document ends
 _SPARE = -1  # the pitch before the first drum of a line: any key is above it
 
 
 
-class Field(NamedTuple):
-    """A field of the header."""
+@dataclass(frozen=True)
+class Bounds:
+    """What documents may hold."""
 
-    values: set[str]  # that it may have
-    beginnings: set[str]  # of the field as it is written
+    values: dict[str, list[str]]  # of each field of the header
+    beginnings: dict[str, frozenset[str]]  # of each field as it is written
+    drums: frozenset[str]  # keys
+    drum_beginnings: frozenset[str]  # of their digits
 
 
-Fields = dict[str, Field]
-State = tuple[str | int | bool, ...]
+State = tuple[str | int | bool | tuple[int, ...], ...]
 # What a character does to the pitch: ("move", interval), ("first", interval) by a line's first note, ("key", number),
 # ("drum", key), or ("turn",) at a line's end.
 Effect = tuple[str | int, ...]
@@ -52,73 +57,76 @@ Step = tuple[State, Effect] | None  # what a character does; None where it can't
 # --- characters ------------------------------------------------------------------------------------------
 
 
-def _begin(state: State, c: str, fields: Fields) -> Step:
+def _begin(_: State, c: str, bounds: Bounds) -> Step:
     """("begin",): behind the start token, a header is to come."""
     return (("header", 0, False, _SPARE, ""), ()) if c == "#" else None
 
 
-def _end(state: State, c: str, fields: Fields) -> Step:
-    """("end",): behind the document, for good."""
-    return (state, ()) if c == _END else None
-
-
-def _header(state: State, c: str, fields: Fields) -> Step:
+def _header(state: State, c: str, bounds: Bounds) -> Step:
     """("header", number of fields read, is_drum, key, text since then)."""
     _, done, is_drum, key, text = state
-    assert isinstance(done, int)
-    names = [name for name in fields if name != "key" or not is_drum]
+    assert isinstance(done, int) and isinstance(key, int)
+    names = [name for name in bounds.values if name != "key" or not is_drum]
     text = f"{text}{c}"
     if done == len(names):
-        return (("line", is_drum, 0), ("key", key)) if text == "\n" else None
-    if text in fields[names[done]].beginnings:
+        return (("line", is_drum, "start"), ("key", key)) if text == "\n" else None
+    if text in bounds.beginnings[names[done]]:
         return ("header", done, is_drum, key, text), ()
     value = text[:-1].removeprefix(f" {names[done]}=")
-    if value not in fields[names[done]].values:
+    if value not in bounds.values[names[done]]:
         return None
     # The character goes on with no value of this field: it is the first one behind it.
     if names[done] == "program":
         is_drum = value == "d"
     elif names[done] == "key":
         key = int(value)
-    return _header(("header", done + 1, is_drum, key, ""), c, fields)
+    return _header(("header", done + 1, is_drum, key, ""), c, bounds)
 
 
-def _line(state: State, c: str, fields: Fields) -> Step:
-    """("line", is_drum, stage): at a line's start; stage 0 before all lines, 1 behind silence, 2 behind notes."""
-    _, is_drum, stage = state
+def _line(state: State, c: str, bounds: Bounds) -> Step:
+    """("line", is_drum, place): at a line's beginning. The place is the document's "start", behind given lines ("on"),
+    or behind own ones ("more"), where it may end."""
+    _, is_drum, place = state
     if c == _END:
-        return (("end",), ()) if stage == 2 else None
-    if c.isdecimal():
-        return ("number", is_drum, "first" if stage else "opening", int(c)), ()
-    return None
+        return (("end",), ()) if place == "more" else None
+    is_possible = c in bounds.drum_beginnings if is_drum else c == "0" if place == "start" else c.isdecimal()
+    return (("number", is_drum, "first", int(c)), ()) if is_possible else None
 
 
-def _number(state: State, c: str, fields: Fields) -> Step:
-    """("number", is_drum, place, value): an interval, or a time's count. In a line's "first" field it can't be a
-    count; in the document's "opening" one it can be silence's; in a "next" one the line's."""
+def _number(state: State, c: str, bounds: Bounds) -> Step:
+    """("number", is_drum, place, value): an interval or a drum's key; in a "next" field, behind notes, or the count of
+    the line's time."""
     _, is_drum, place, value = state
     assert isinstance(value, int)
-    may_be_note = place != "next" or value > 0  # the notes of a line ascend
-    may_be_time = place != "first" and value > 0
+    is_next = place == "next"
     if c.isdecimal() and value:
         more = 10 * value + int(c)
-        if more < 128:
+        may_be_note = str(more) in bounds.drum_beginnings if is_drum else more < 128
+        may_be_time = is_next and _may_be_time(more, LONGEST_WAIT)
+        if more < 128 and (may_be_note or may_be_time):
             return ("number", is_drum, place, more), ()
-        return (("count", is_drum, _ends(place), len(str(more)), more % _RESIDUE), ()) if may_be_time else None
-    if c == "/" and may_be_time:
-        return ("unit", is_drum, _ends(place), value % _RESIDUE, ""), ()
+        return (("counted", is_drum, "line", _units(more, LONGEST_WAIT)), ()) if may_be_time else None
+    if c == "/" and is_next and (units := _units(value, LONGEST_WAIT)):
+        return ("unit", is_drum, "line", units, ""), ()
     if is_drum:
-        return (("velocity", is_drum, ""), ("drum", value)) if c == "=" and may_be_note else None
-    if (c == "+" and may_be_note) or (c == "-" and value and place != "next"):
-        return ("velocity", is_drum, ""), ("move" if place == "next" else "first", value if c == "+" else -value)
+        return (("velocity", is_drum, ""), ("drum", value)) if c == "=" and str(value) in bounds.drums else None
+    if c == "+" or (c == "-" and value and not is_next):
+        return ("velocity", is_drum, ""), ("move" if is_next else "first", value if c == "+" else -value)
     return None
 
 
-def _ends(place: str | int | bool) -> str:
-    return "silence" if place == "opening" else "line"
+def _units(count: int, longest: int) -> tuple[int, ...]:
+    """What a count can be of, in lowest terms and no longer than so many beats."""
+    return tuple(unit for unit in UNITS if math.gcd(count, unit) == 1 and count <= longest * unit)
 
 
-def _velocity(state: State, c: str, fields: Fields) -> Step:
+def _may_be_time(digits: int, longest: int) -> bool:
+    """Whether digits are such a count, or the beginning of one."""
+    more = range(10 * digits, min(10 * digits + 10, longest * GRID + 1))
+    return bool(_units(digits, longest)) or any(_may_be_time(count, longest) for count in more)
+
+
+def _velocity(state: State, c: str, bounds: Bounds) -> Step:
     """("velocity", is_drum, text): behind a sign."""
     _, is_drum, text = state
     if c.isdecimal():
@@ -126,44 +134,55 @@ def _velocity(state: State, c: str, fields: Fields) -> Step:
         possible = any(str(b).startswith(text) for b in range(1, VELOCITY_BINS + 1))
         return (("velocity", is_drum, text), ()) if possible else None
     if text and c in ":|":
-        return (("count", is_drum, "note", 0, 0), ()) if c == ":" else (("field", is_drum), ())
+        return (("count", is_drum, 0), ()) if c == ":" else (("field", is_drum), ())
     return None
 
 
-def _field(state: State, c: str, fields: Fields) -> Step:
+def _field(state: State, c: str, bounds: Bounds) -> Step:
     """("field", is_drum): behind a note's "|"."""
     return (("number", state[1], "next", int(c)), ()) if c in "123456789" else None
 
 
-def _count(state: State, c: str, fields: Fields) -> Step:
-    """("count", is_drum, what ends with it, digits, residue): of a note's length, or of any time from 128 on."""
-    _, is_drum, what, digits, residue = state
-    assert isinstance(digits, int) and isinstance(residue, int)
-    if c.isdecimal() and digits < 3 and (digits or c != "0"):
-        return ("count", is_drum, what, digits + 1, (10 * residue + int(c)) % _RESIDUE), ()
-    return (("unit", is_drum, what, residue, ""), ()) if c == "/" and digits else None
+def _count(state: State, c: str, bounds: Bounds) -> Step:
+    """("count", is_drum, value): of a note's length, up to 99."""
+    _, is_drum, value = state
+    assert isinstance(value, int)
+    if c.isdecimal():
+        more = 10 * value + int(c)
+        if not more or not _may_be_time(more, LONGEST_NOTE):
+            return None
+        after = ("count", is_drum, more) if more < 100 else ("counted", is_drum, "note", _units(more, LONGEST_NOTE))
+        return after, ()
+    units = _units(value, LONGEST_NOTE) if value else ()
+    return (("unit", is_drum, "note", units, ""), ()) if c == "/" and units else None
 
 
-def _unit(state: State, c: str, fields: Fields) -> Step:
-    """("unit", is_drum, what ends with it, residue of the count, text): behind a time's "/"."""
-    _, is_drum, what, residue, text = state
-    assert isinstance(residue, int)
-    units = [unit for unit in UNITS if math.gcd(residue, int(unit)) == 1 or unit == "1"]
+def _counted(state: State, c: str, bounds: Bounds) -> Step:
+    """("counted", is_drum, what ends with it, possible units): behind the count of a time, which is complete."""
+    return (("unit", *state[1:], ""), ()) if c == "/" else None
+
+
+def _unit(state: State, c: str, bounds: Bounds) -> Step:
+    """("unit", is_drum, what ends with it, possible units, text): behind a time's "/"."""
+    _, is_drum, what, units, text = state
+    assert isinstance(units, tuple)
     if c.isdecimal():
         text = f"{text}{c}"
-        return (("unit", is_drum, what, residue, text), ()) if any(u.startswith(text) for u in units) else None
-    if text not in units:
+        possible = any(str(unit).startswith(text) for unit in units)
+        return (("unit", is_drum, what, units, text), ()) if possible else None
+    if not text or int(str(text)) not in units:
         return None
     if what == "note":
         return (("field", is_drum), ()) if c == "|" else None
-    if c != "\n":
-        return None
-    if what == "silence":
-        return ("line", is_drum, 1), ()
-    return ("line", is_drum, 2), ("key", _SPARE) if is_drum else ("turn",)
+    return (("line", is_drum, "more"), ("key", _SPARE) if is_drum else ("turn",)) if c == "\n" else None
 
 
-_STEPS: dict[str, Callable[[State, str, Fields], Step]] = {
+def _end(state: State, c: str, bounds: Bounds) -> Step:
+    """("end",): behind the document, for good."""
+    return (state, ()) if c == _END else None
+
+
+_STEPS: dict[str, Callable[[State, str, Bounds], Step]] = {
     "begin": _begin,
     "header": _header,
     "line": _line,
@@ -171,6 +190,7 @@ _STEPS: dict[str, Callable[[State, str, Fields], Step]] = {
     "velocity": _velocity,
     "field": _field,
     "count": _count,
+    "counted": _counted,
     "unit": _unit,
     "end": _end,
 }
@@ -192,11 +212,10 @@ class Grammar:
 
     Of whole documents, behind their start token: `wishes` are the only values that the header's fields of these
     names may have. Or, where `is_drum` is given, of lines that go on behind given ones, with a line of notes first.
-    Without `may_end` there is no end. Notes that are not drums stay within `keys`.
-
+    Without `may_end` there is no end. Notes stay within `keys`, drums within `drums`.
     A token is possible where its notes are: with the pitch before it between `low` and `high`. It changes the pitch
-    by `add` or, without `keep`, sets it to that. It may leave an interval unfinished that is too `wide` for both
-    directions.
+    by `add` or, without `keep`, sets it to that. A number that it leaves unfinished must still lead somewhere: from
+    pitches up to `below` or from `above` on, of each state.
     """
 
     def __init__(
@@ -205,12 +224,16 @@ class Grammar:
         wishes: dict[str, str] | None = None,
         may_end: bool = True,
         keys: range = range(128),
+        drums: Set[int] = DRUM_KEYS,
         is_drum: bool | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        values = FIELDS | {"key": [*map(str, keys)]} | {name: [value] for name, value in (wishes or {}).items()}
-        fields = {name: _field_of(name, texts) for name, texts in values.items()}
-        states, characters = _characters(("begin",) if is_drum is None else ("line", is_drum, 1), fields)
+        wishes = wishes or {}
+        values = FIELDS | {"key": [*map(str, keys)]} | {name: [value] for name, value in wishes.items()}
+        if "key" in wishes:  # which drums have none of
+            values["program"] = [value for value in values["program"] if value != "d"]
+        bounds = _bounds(values, drums)
+        states, characters = _characters(("begin",) if is_drum is None else ("line", is_drum, "on"), bounds)
         texts = [tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size())]
         texts = [_END if text == START else text for text in texts]
         tables = _compose(characters, texts, keys)
@@ -220,10 +243,9 @@ class Grammar:
         tensors = {name: torch.from_numpy(table).to(device) for name, table in tables.items()}
         self._next, self._low, self._high = tensors["next"], tensors["low"], tensors["high"]
         self._keep, self._add, self._first, self._turn = (tensors[name] for name in ("keep", "add", "first", "turn"))
-        wide = [s[3] if s[0] == "number" and s[2] == "first" and not s[1] else 0 for s in states]
-        self._keys, self._is_drum = keys, is_drum
-        self._wide = torch.tensor(wide, dtype=torch.int16, device=device)
-        self._device = device
+        needs = torch.tensor([_pitches_for(state, keys, drums) for state in states], dtype=torch.int16, device=device)
+        self._below, self._above = needs.T
+        self._is_drum, self._device = is_drum, device
 
     def __len__(self) -> int:
         """The tokens there are."""
@@ -239,8 +261,8 @@ class Grammar:
         """Which tokens can follow, (B, V)."""
         following, pitch = self._next[place.state], place.pitch[:, None]
         allowed = (following >= 0) & (pitch >= self._low[place.state]) & (pitch <= self._high[place.state])
-        wide, after = self._wide[following.long()], pitch + self._add[place.state]
-        return allowed & ((after >= wide + self._keys[0]) | (after <= self._keys[-1] - wide))
+        following, after = following.long(), pitch + self._add[place.state]
+        return allowed & ((after <= self._below[following]) | (after >= self._above[following]))
 
     def advance(self, place: Place, tokens: Tensor) -> Place:
         """The place behind one more token of each document, (B,)."""
@@ -251,12 +273,31 @@ class Grammar:
         return Place(self._next[at].long(), torch.where(self._turn[at], first, pitch), first)
 
 
-def _field_of(name: str, values: list[str]) -> Field:
-    texts = [f" {name}={value}" for value in values]
-    return Field(set(values), {text[:end] for text in texts for end in range(1, len(text) + 1)})
+def _bounds(values: dict[str, list[str]], drums: Set[int]) -> Bounds:
+    def beginnings(texts: Iterable[str]) -> frozenset[str]:
+        return frozenset(text[:end] for text in texts for end in range(1, len(text) + 1))
+
+    fields = {name: beginnings(f" {name}={value}" for value in its) for name, its in values.items()}
+    keys = frozenset(map(str, drums))
+    return Bounds(values, fields, keys, beginnings(keys))
 
 
-def _characters(start: State, fields: Fields) -> tuple[dict[State, int], NDArray[np.int16]]:
+def _pitches_for(state: State, keys: range, drums: Set[int]) -> tuple[int, int]:
+    """The pitch up to which, and that from which on, an unfinished number can become something."""
+    anything = 127, -1
+    if state[0] != "number":
+        return anything
+    _, is_drum, place, value = state
+    assert isinstance(value, int)
+    if place == "first":
+        return anything if is_drum else (keys[-1] - value, keys[0] + value)
+    if _may_be_time(value, LONGEST_WAIT):
+        return anything
+    highest = max((key for key in drums if str(key).startswith(str(value))), default=0)
+    return highest - 1 if is_drum else keys[-1] - value, 128
+
+
+def _characters(start: State, bounds: Bounds) -> tuple[dict[State, int], NDArray[np.int16]]:
     """The states, `start` first; for each state and character the next state, or -1, and the effect's kind and number,
     (3, S, C)."""
     states: dict[State, int] = {start: 0}
@@ -266,7 +307,7 @@ def _characters(start: State, fields: Fields) -> tuple[dict[State, int], NDArray
         state = waiting.pop(0)
         rows.append([])
         for c in _END + ALPHABET:
-            after, effect = _STEPS[str(state[0])](state, c, fields) or (None, ())
+            after, effect = _STEPS[str(state[0])](state, c, bounds) or (None, ())
             if after is not None and after not in states:
                 states[after] = len(states)
                 waiting.append(after)
@@ -279,9 +320,7 @@ _KINDS = {"move": 1, "first": 2, "key": 3, "drum": 4, "turn": 5}
 _NONE = -128  # no first note in this token
 
 
-def _compose(
-    characters: NDArray[np.int16], texts: list[str], keys: range
-) -> dict[str, NDArray[np.generic]]:
+def _compose(characters: NDArray[np.int16], texts: list[str], keys: range) -> dict[str, NDArray[np.generic]]:
     """The tables of Grammar: every token read from every state, character by character, all at once."""
     _, states, alphabet = characters.shape
     shape = states, len(texts)

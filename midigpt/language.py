@@ -233,22 +233,29 @@ def _bodies(notes: _Notes, is_drum: NDArray[np.bool_], bounds: list[tuple[int, i
         body = pieces[here].tobytes().translate(None, b"\0")[1:].decode("ascii") + "\n"
         if _BLANK in body:
             for long in steps[here][steps[here] >= LONG].tolist():
-                body = body.replace(_BLANK, _time_text(long), 1)
+                body = body.replace(_BLANK, time_text(long), 1)
         if onset[start]:
-            body = f"{_time_text(int(onset[start]))}\n{body}"
+            body = f"{time_text(int(onset[start]))}\n{body}"
         bodies.append(body)
     return bodies
 
 
-def _time_text(steps: int) -> str:
+def time_text(steps: int) -> str:
+    """A time in grid steps as it is written: 12 as 1/2."""
     common = math.gcd(steps, GRID)
     return f"{steps // common}/{GRID // common}"
+
+
+def steps_of(time: str) -> int:
+    """A time on the grid, as it is written, in grid steps: 1/2 as 12."""
+    count, unit = map(int, time.split("/"))
+    return count * GRID // unit
 
 
 @cache
 def _time_table(mark: str) -> NDArray[np.uint64]:
     """(LONG + 1,) texts of times in steps, none for 0; a blank for LONG and more, as they may not fit."""
-    texts = ["", *(mark + _time_text(steps) for steps in range(1, LONG)), mark + _BLANK]
+    texts = ["", *(mark + time_text(steps) for steps in range(1, LONG)), mark + _BLANK]
     return np.array(texts, "S8").view(np.uint64)
 
 

@@ -120,4 +120,5 @@ def _inline(svg: str, label: str) -> str:
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
     for stand_in, variable in VARIABLES.items():
         svg = svg.replace(stand_in, variable)
-    return re.sub(r'<svg [^>]*(viewBox="[^"]*")[^>]*>', rf'<svg role="img" aria-label="{label}" \1>', svg, count=1)
+    (box,) = re.findall(r'viewBox="[^"]*"', svg[: svg.index(">")])
+    return f'<svg role="img" aria-label="{label}" {box}>' + svg[svg.index(">") + 1 :]

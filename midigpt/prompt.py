@@ -22,6 +22,8 @@ from midigpt.score import NO_PEDAL, IntArray, Score, Track
 
 T = TypeVar("T")
 
+OVERHANG = 1 / 4  # of a beat that a last note may ring beyond the beat of the cut
+
 
 @dataclass(frozen=True)
 class _Stretch:
@@ -102,7 +104,8 @@ class Prompt:
         return _in_force(self.meters, tick)
 
     def cut(self, at: int | None = None) -> int:
-        """The tick where a continuation begins: the start of bar `at`, else the first beat from the last note's end on.
+        """The tick where a continuation begins: the start of bar `at`, else the first beat from the last note's end on,
+        but for an OVERHANG of played music.
 
         Beats are quarter notes from the beginning of the last note's bar, and the next bar's beginning. Either
         is a tick of the file; from any tick on the language counts its own grid, so a bar that begins off the
@@ -111,7 +114,8 @@ class Prompt:
         Raises UserError for a bar with no note before it, and for one more than a bar behind the end.
         """
         if at is None:
-            end = max(self.score.end, self.last_onset + 1)
+            overhang = round(OVERHANG * self.score.ticks_per_beat)
+            end = max(self.score.end - overhang, self.last_onset + 1)
             bar, beat = self.bar_at(end), self.score.ticks_per_beat
             start = self.bar_start(bar)
             tick = min(start - (start - end) // beat * beat, self.bar_start(bar + 1)) if end > start else start
@@ -191,8 +195,7 @@ def before(prompt: Prompt, cut: int, start: int = 0) -> Score:
                 pedal=pedal[pedal[:, 0] < pedal[:, 1]],
             )
         )
-    last = prompt.last_kept(cut)
-    return Score(beat, tuple(tracks), prompt.tempo_at(last), prompt.meter_at(last))
+    return Score(beat, tuple(tracks), prompt.tempo_at(cut), prompt.meter_at(cut))
 
 
 def after(prompt: Prompt, cut: int, track: Track, ticks_per_beat: int, start: int = 0) -> Track:

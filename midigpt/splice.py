@@ -30,6 +30,7 @@ _END_OF_TRACK = bytes((0xFF, END_OF_TRACK))
 _TEXT = b"\xff\x01"
 _OFF, _ON, _CONTROL = 0x80, 0x90, 0xB0
 _RESET = 121  # the controller that resets others
+_OF_PIECE = b"\xff\x51", b"\xff\x58", b"\xff\x59"  # tempo, time and key signature: at the cut they are of what comes
 _SETTLING, _BEGINNING, _CLOSING = range(3)  # the order of new events at one tick; ends of notes settle too
 
 # What is set on a channel, by status and controller, and its value before anything is said.
@@ -50,6 +51,7 @@ class _Head:
     messages: list[tuple[int, int, bytes]] = field(default_factory=list)  # of channels: tick, chunk, message
     sounding: Counter[tuple[int, int]] = field(default_factory=Counter)  # of each (channel, pitch), at the end
     releases: list[tuple[int, bytes]] = field(default_factory=list)  # later events that end those
+    signatures: list[bytes] = field(default_factory=list)  # tempos, meters and keys at the cut, if not among the kept
 
 
 @dataclass
@@ -68,9 +70,10 @@ def continue_midi(prompt: Prompt, cut: int, parts: Mapping[int, Track], texts: S
     from the file's beginning. They join that track's chunk and channel. `texts` become text events at the end of
     the first MTrk chunk. Chunks of other kinds stay; a foreign header goes.
 
-    Every event before the cut stays as it is, and one at the cut too where no note starts there or later. What
-    comes after goes, with its tempos and meters, but not the end of a note that sounds over the cut, unless its
-    pitch starts again on its channel: then it ends there. At the cut, what the file leaves hanging is settled:
+    Every event before the cut stays as it is, and one at the cut too where no note starts there or later; else of those
+    at the cut the tempo, meter and key. What comes after goes, but not the end of a note that sounds over the cut,
+    unless its pitch starts again on its channel: then it ends there. At the cut, what the file leaves hanging is
+    settled:
 
     - a note that nothing ends is ended, and a pedal that is down is lifted;
     - on channels that go on, a bend is undone, and program, volume and expression become again what they were
@@ -83,7 +86,8 @@ def continue_midi(prompt: Prompt, cut: int, parts: Mapping[int, Track], texts: S
     header, chunks = split_chunks(prompt.data)
     last = prompt.last_kept(cut) // unit
     try:
-        heads = [_read_head(number, chunk, last) for number, chunk in enumerate(c for c in chunks if _is_track(c))]
+        tracks = filter(_is_track, chunks)
+        heads = [_read_head(number, chunk, last, cut // unit) for number, chunk in enumerate(tracks)]
         events = _new_events(prompt, cut, parts, heads)
         end = max([cut // unit, *(tick for tick, *_ in events[0])])
         events[0] += [(end, _CLOSING, _text(text)) for text in texts]
@@ -115,7 +119,7 @@ def _is_track(chunk: bytes) -> bool:
     return chunk[:4] == b"MTrk"
 
 
-def _read_head(number: int, chunk: bytes, last: int) -> _Head:
+def _read_head(number: int, chunk: bytes, last: int, cut: int) -> _Head:
     """An MTrk chunk up to the last tick that is kept, and which notes sound then."""
     head = _Head(chunk[8:])
     is_over = False
@@ -130,6 +134,8 @@ def _read_head(number: int, chunk: bytes, last: int) -> _Head:
         kind, key = message[0] & 0xF0, (message[0] & 0x0F, message[1] if len(message) > 1 else 0)
         is_release = kind == _OFF or (kind == _ON and message[2] == 0)
         if is_over:
+            if tick == cut and message.startswith(_OF_PIECE):
+                head.signatures.append(message)
             if is_release and unended[key]:  # an end is the oldest note's
                 unended[key] -= 1
                 head.releases.append((tick, message))
@@ -165,6 +171,7 @@ def _new_events(prompt: Prompt, cut: int, parts: Mapping[int, Track], heads: lis
                 place = (world, channel, message[1])
                 starts[place] = min(tick, starts.get(place, tick))
     for chunk, head in enumerate(heads):
+        events[chunk] += [(cut, _SETTLING, message) for message in head.signatures]
         hanging = head.sounding - Counter((message[0] & 0x0F, message[1]) for _, message in head.releases)
         ends = head.releases + [(cut, _off(*key)) for key in hanging.elements()]
         for tick, message in ends:

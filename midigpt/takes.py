@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from midigpt.decoder import best_weights
+from midigpt.decoder import Prepared, best_weights
 from midigpt.devices import device_name
 from midigpt.files import UserError
 from midigpt.generate import Drawing, Length, go_on, without_key
-from midigpt.language import GRID, decode, encode, read_header, split_header
+from midigpt.grammar import DRUM_KEYS
+from midigpt.language import GRID, decode, encode, read_header, split_header, steps_of, time_text
 from midigpt.model import GPT
 from midigpt.prompt import Prompt, after, before
 from midigpt.score import Score, Track
@@ -36,9 +37,10 @@ class Part:
 
     track: int  # of the prompt's score
     document: str
-    reference: int  # the pitch of its last line's first note
+    reference: int  # the pitch that its next line counts from
     notes: int
     keys: range  # that it goes on within
+    drums: frozenset[int]  # likewise, if it is drums
 
 
 def read_parts(prompt: Prompt, cut: int, bars: int | None = None, keys: range | None = None) -> list[Part]:
@@ -54,16 +56,17 @@ def read_parts(prompt: Prompt, cut: int, bars: int | None = None, keys: range | 
     playing = [number for number, track in enumerate(whole.tracks) if len(track)]
     parts = []
     for number, document in zip(playing, encode(whole, end=prompt.steps(cut)), strict=True):
-        lowest, highest = int(document.pitch.min()), int(document.pitch.max())
+        pitch = document.pitch
+        last = int(pitch[document.onset == document.onset.max()].min())
+        within = keys or range(max(int(pitch.min()) - OCTAVE, 0), min(int(pitch.max()) + OCTAVE, 127) + 1)
         parts.append(
             Part(
                 number,
                 document.header + _since(document.body, start),
-                int(document.pitch[document.onset == document.onset.max()].min()),
+                min(max(last, within[0]), within[-1]),
                 int((document.onset >= start).sum()),
-                range(min(keys[0], lowest), max(keys[-1], highest) + 1)
-                if keys
-                else range(max(lowest - OCTAVE, 0), min(highest + OCTAVE, 127) + 1),
+                within,
+                DRUM_KEYS | set(pitch.tolist()),
             )
         )
     return sorted(parts, key=lambda part: -part.notes)
@@ -73,14 +76,13 @@ def _since(body: str, start: int) -> str:
     """The lines that start at or after a grid step, with the silence before the first of them."""
     now, silence, kept = 0, 0, []
     for line in body.splitlines(keepends=True):
-        count, unit = map(int, line.rpartition("|")[2].split("/"))
-        length = count * GRID // unit
+        length = steps_of(line.rpartition("|")[2])
         if now >= start and "|" in line:
             kept.append(line)
         else:
             silence += max(now + length - max(now, start), 0)
         now += length
-    return (f"{silence}/{GRID}\n" if silence else "") + "".join(kept)
+    return (f"{time_text(silence)}\n" if silence else "") + "".join(kept)
 
 
 def continuations(
@@ -98,11 +100,15 @@ def continuations(
     The first part sets how far the others go. Every part has random numbers of its own.
     """
     written: list[dict[int, Track]] = [{} for _ in range(takes)]
+    if length.seconds is not None:  # in the prompt's own tempo, of which a header has but the nearest it can name
+        steps = round(length.seconds * prompt.tempo_at(cut) / 60 * GRID)
+        length = replace(length, seconds=None, steps=max(steps, 1))
     limit = length.in_steps(read_header(parts[0].document))
     lengths, ends = [length] * takes, [limit] * takes
+    prepared = Prepared(model)
     for number, part in enumerate(parts):
         own = replace(drawing, seed=_seed(drawing.seed, number))
-        lines = go_on(model, tokenizer, own, part.document, part.reference, lengths, part.keys)
+        lines = go_on(prepared, tokenizer, own, part.document, part.reference, lengths, part.keys, part.drums)
         for take, its, end in zip(written, lines, ends, strict=True):
             header = split_header(part.document)[0]
             anchored = header if read_header(header).is_drum else f"{without_key(header)[:-1]} key={part.reference}\n"
@@ -153,7 +159,7 @@ def versions(device: str) -> dict[str, Any]:
 def differences(recorded: dict[str, Any], device: str) -> list[str]:
     """How this machine differs from the one that a take was written on."""
     here = versions(device)
-    return [f"{name} was {was} and is {here[name]} here" for name, was in recorded.items() if was != here[name]]
+    return [f"{name} was {was} and is {here.get(name)} here" for name, was in recorded.items() if was != here.get(name)]
 
 
 def write_recipe(recipe: dict[str, Any]) -> str:
@@ -166,7 +172,9 @@ def read_recipe(texts: Sequence[str], path: Path) -> dict[str, Any]:
     for text in reversed(texts):
         if text.startswith(RECIPE):
             with suppress(ValueError):
-                return dict(json.loads(text.removeprefix(RECIPE)))
+                recipe = dict(json.loads(text.removeprefix(RECIPE)))
+                if recipe.keys() >= {"model", "by", "flags", "versions", "take"}:
+                    return recipe
     raise UserError(f"{path} holds no recipe of midigpt: it is no take, or another program has saved it since")
 
 
@@ -174,8 +182,9 @@ def find_model(recipe: dict[str, Any], root: Path, model: Path | None, take: Pat
     """The checkpoint that a take was written by: `model`, or where it was then, or any run's. UserError if gone."""
     runs = sorted((root / "train" / "runs").glob("*/*/model.safetensors"))
     for folder in [model] if model else [Path(recipe["by"]), *(path.parent for path in runs)]:
-        if (folder / "model.safetensors").exists() and fingerprint(folder) == recipe["model"]:
-            return folder
+        with suppress(OSError):  # of a folder that is no checkpoint
+            if fingerprint(folder) == recipe["model"]:
+                return folder
     why = f"{model} is another one" if model else f"no run in {root / 'train' / 'runs'} has it; name it with --model"
     raise UserError(f"{take} was written by the model {recipe['model']}, then in {recipe['by']}: {why}")
 

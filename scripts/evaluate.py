@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from midigpt.files import UserError, make, parse_arguments
 
 if TYPE_CHECKING:
-
     from midigpt.judge import Group, Judgement
 
 
@@ -52,18 +51,15 @@ class Args:
 
 def main(args: Args) -> None:
     check(args)
-    from midigpt.checkpoint import find_checkpoint
+    from midigpt.checkpoint import best_checkpoint
     from midigpt.files import write_json, write_text
     from midigpt.judge import as_json
     from midigpt.judge_page import render
 
     start = time.perf_counter()
-    runs = args.root / "train" / "runs" / args.run
-    folder = args.model or find_checkpoint(runs / "best") or find_checkpoint(runs / "latest")
-    if folder is None:
-        raise UserError(f"{runs} holds no checkpoint yet; make one with: {make(args.root, 'train')}")
+    folder = args.model or best_checkpoint(args.root, args.run)
     judgement, takes = evaluate(args, folder)
-    out = args.out or (args.model.parent if args.model else runs) / "evaluation"
+    out = args.out or folder.parent / "evaluation"
     save_takes(takes, out / "takes")
     write_json(out / "evaluation.json", as_json(judgement))
     write_text(out / "evaluation.html", render(judgement))
@@ -77,15 +73,8 @@ def check(args: Args) -> None:
         raise UserError(f"--takes {args.takes} are too few to compare; 10 is the least, 100 is usual")
     if args.notes is not None and args.notes < 16:
         raise UserError(f"--notes {args.notes} are too few to measure; 16 is the least")
-    if not 0 < args.temperature < 100:
-        raise UserError(f"--temperature {args.temperature} is not above 0 and below 100")
-    if args.top_k is not None and args.top_k < 1:
-        raise UserError(f"--top-k {args.top_k} leaves nothing to draw from; 1 is the least")
-    for name in ("top_p", "min_p"):
-        if (share := getattr(args, name)) is not None and not 0 < share <= 1:
-            raise UserError(f"--{name.replace('_', '-')} {share} is not a share above 0 and up to 1")
-    if not 0 <= args.seed < 2**62:
-        raise UserError(f"--seed {args.seed} is not in 0..2^62")
+    if not args.temperature:
+        raise UserError("--temperature 0 writes one take over and over; above 0 there is something to compare")
 
 
 def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[str]]":

@@ -326,10 +326,11 @@ def fail_if_gone_wrong(loss: float, limit: float) -> None:
 
 
 def write_take() -> str | None:
-    """A take of the averaged weights, as a file of the run; None where these are broken."""
+    """A take of the averaged weights, as a file of the run; None where these are broken or memory is short."""
     path = run_folder / "takes" / f"step-{done:06d}.mid"
     try:
-        documents = compose(average, tokenizer, Drawing(seed=config.seed + done), length=Length(notes=TAKE_NOTES))
+        with fitting("nothing: the run goes on without takes"):
+            documents = compose(average, tokenizer, Drawing(seed=config.seed + done), length=Length(notes=TAKE_NOTES))
     except UserError:
         return None
     path.parent.mkdir(exist_ok=True)

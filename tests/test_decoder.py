@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from midigpt.decoder import Decoder, Weights
+from midigpt.decoder import Decoder, Prepared, Weights
 from midigpt.model import GPT, ModelConfig, build_model
 
 CONFIG = ModelConfig(vocab_size=50, block_size=32, n_layer=2, n_head=4, n_kv_head=4, n_embd=64, n_hidden=96)
@@ -37,14 +37,14 @@ def full_logits(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("read", [1, 20])
 def test_steps_give_the_logits_of_the_full_forward(model: GPT, fixed_shapes: bool, read: int) -> None:
     tokens = torch.randint(0, 50, (3, 32), generator=torch.Generator().manual_seed(0))
-    steps = logits_by_steps(Decoder(model, 3, "float32", fixed_shapes), tokens, read)
+    steps = logits_by_steps(Decoder(Prepared(model, "float32"), 3, fixed_shapes), tokens, read)
     torch.testing.assert_close(steps, full_logits(model, tokens)[:, read - 1 :], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("weights", "limit"), [("bfloat16", 2e-3), ("int8", 5e-3)])
 def test_smaller_weights_give_nearly_the_same_probabilities(model: GPT, weights: Weights, limit: float) -> None:
     tokens = torch.randint(0, 50, (4, 32), generator=torch.Generator().manual_seed(0))
-    steps = logits_by_steps(Decoder(model, 4, weights), tokens, 4).log_softmax(-1)
+    steps = logits_by_steps(Decoder(Prepared(model, weights), 4), tokens, 4).log_softmax(-1)
     exact = full_logits(model, tokens)[:, 3:].log_softmax(-1)
     assert exact.std() > 0.5  # not a model that knows nothing
     assert (exact.exp() * (exact - steps)).sum(-1).mean() < limit  # nats
@@ -53,7 +53,7 @@ def test_smaller_weights_give_nearly_the_same_probabilities(model: GPT, weights:
 @FIXED
 def test_one_document_read_for_all_rows_is_each_ones(model: GPT, fixed_shapes: bool) -> None:
     tokens = torch.randint(0, 50, (1, 10))
-    for_all, each = (Decoder(model, 3, "float32", fixed_shapes) for _ in range(2))
+    for_all, each = (Decoder(Prepared(model, "float32"), 3, fixed_shapes) for _ in range(2))
     torch.testing.assert_close(for_all.read(tokens), each.read(tokens.expand(3, -1)))
     following = torch.tensor([1, 2, 3])
     torch.testing.assert_close(for_all.step(following), each.step(following))
@@ -61,7 +61,7 @@ def test_one_document_read_for_all_rows_is_each_ones(model: GPT, fixed_shapes: b
 
 def test_what_was_read_before_is_forgotten(model: GPT) -> None:
     tokens = torch.randint(0, 50, (2, 12))
-    decoder = Decoder(model, 2, "float32")
+    decoder = Decoder(Prepared(model, "float32"), 2)
     logits_by_steps(decoder, torch.randint(0, 50, (2, 30)), 5)
     assert decoder.room == 2
     torch.testing.assert_close(
@@ -72,7 +72,7 @@ def test_what_was_read_before_is_forgotten(model: GPT) -> None:
 
 def test_a_span_of_the_cache_is_enough_up_to_its_end(model: GPT) -> None:
     tokens = torch.randint(0, 50, (2, 16))
-    decoder = Decoder(model, 2, "float32", fixed_shapes=True)
+    decoder = Decoder(Prepared(model, "float32"), 2, fixed_shapes=True)
     decoder.span = 16
     expected = full_logits(model, tokens)[:, 7:]
     torch.testing.assert_close(logits_by_steps(decoder, tokens, 8), expected, atol=1e-4, rtol=1e-4)

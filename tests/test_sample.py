@@ -11,6 +11,7 @@ import pytest
 
 from midigpt.midi import read_midi, write_midi
 from midigpt.score import Score
+from midigpt.splice import read_texts
 from tests.conftest import melody, ok, refusal, run_script
 
 # --- steps in any order ----------------------------------------------------------------------------------
@@ -145,12 +146,13 @@ def test_a_prompt_is_kept_and_goes_on_at_the_bar_asked_for(trained: Path, tmp_pa
             assert np.array_equal(after.onset[kept], before.onset[was])
             assert np.array_equal(after.pitch[kept], before.pitch[was])
             assert after.onset[~kept][0] == cut and after.end <= cut + 3 * 4 * 480
-    assert out.count("of the notes new, from bar 4 on") == 2
+    assert out.count("of them new, from bar 4 on") == 2
 
 
 def test_one_track_goes_on_and_by_default_eight_bars(trained: Path, tmp_path: Path, prompt: Path) -> None:
     flags = ("--root", trained, "--out", tmp_path / "out", "--prompt", prompt)
-    ok(run_script("sample.py", *flags, "--track", "2"))
+    out = ok(run_script("sample.py", *flags, "--track", "2"))
+    assert re.search(r"of them new, from bar \d+, beat [234] on", out)
     given, take = read_midi(prompt), read_midi(tmp_path / "out" / "take-0001.mid")
     cut = -(-given.end // 480) * 480
     assert take.tracks[0] == given.tracks[0]
@@ -198,6 +200,9 @@ def test_what_is_missing_for_a_take_is_named(trained: Path, tmp_path: Path, prom
     flags = ("--root", tmp_path, "--out", out, "--again", take)
     assert "is another one" in refusal(run_script("sample.py", *flags, "--model", other))
     assert "byte for byte" in ok(run_script("sample.py", *flags))  # where it was then
+    edited = read_midi(take)
+    write_midi(edited, tmp_path / "edited.mid", read_texts(take))
+    assert "has the notes of" in ok(run_script("sample.py", *flags[:4], "--again", tmp_path / "edited.mid"))
     moved = prompt.rename(tmp_path / "moved.mid")
     assert "name it with --prompt" in refusal(run_script("sample.py", *flags))
     assert "byte for byte" in ok(run_script("sample.py", *flags, "--prompt", moved))
@@ -212,7 +217,11 @@ def test_what_is_missing_for_a_take_is_named(trained: Path, tmp_path: Path, prom
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--program", "200"), "neither 0..127 nor d"),
+        (("--program", "200"), "neither 0..127 nor drums"),
+        (("--program", "drums", "--key", "C4"), "no --key and no --keys"),
+        (("--keys", "C4"), "is not two notes"),
+        (("--temperature", "1e-9"), "--temperature 1e-09 is neither 0 nor in"),
+        (("--again", "take.mid", "--bars", "3"), "--bars is the recipe's"),
         (("--tempo", "10"), "20..320"),
         (("--meter", "4/3"), "--meter 4/3 is none of"),
         (("--key", "H4"), "no note such as C4"),
@@ -222,6 +231,7 @@ def test_what_is_missing_for_a_take_is_named(trained: Path, tmp_path: Path, prom
         (("--bars", "4", "--notes", "3"), "give one of them"),
         (("--bars", "4", "--ending"), "give one of them"),
         (("--bars", "0"), "--bars 0.0 must be above 0"),
+        (("--bars", "1e6"), "up to 10000"),
         (("--top-p", "1.5"), "--top-p 1.5 is not a share"),
         (("--at", "3"), "name one"),
         (("--takes", "0"), "--takes 0 must be at least 1"),

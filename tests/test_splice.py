@@ -133,9 +133,11 @@ def test_the_bytes_before_the_cut_stay_as_they_stand() -> None:
 
 
 def test_what_comes_behind_the_cut_goes() -> None:
-    events = [*note(60), (0, b"\xff\x51\x03\x01\0\0"), (0, b"\xb0\x0a\x01"), *note(62), (100, b"\xff\x01\x01x")]
+    tempo = b"\xff\x51\x03\x01\0\0"
+    events = [*note(60), (0, tempo), (0, b"\xb0\x0a\x01"), *note(62), (100, tempo), (100, b"\xff\x01\x01x")]
     ((*kept, on, off),) = continued(chunk(*events), cut=480, parts={0: part((600, 10, 50, 70))})
-    assert kept == [(0, b"\x90\x3c\x50"), (480, b"\x80\x3c\x00")]  # an end at the cut is a held note's
+    # A tempo at the cut is of what comes, an end at the cut is a held note's.
+    assert kept == [(0, b"\x90\x3c\x50"), (480, tempo), (480, b"\x80\x3c\x00")]
     assert (on, off) == ((600, b"\x90\x32\x46"), (610, b"\x80\x32\x40"))
 
 
