@@ -63,7 +63,7 @@ demo: .venv/setup-demo
 test: .venv/setup-test
 	.venv/bin/ruff check
 	.venv/bin/mypy
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 test-%: .venv/setup-test
 	$(RUN) -m pytest -k '$*' $(ARGS)

@@ -11,6 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, each for a core; torch reads this once
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 from tokenizers import Tokenizer
 
 from midigpt.dataset import make_dataset
