@@ -21,7 +21,7 @@ from midigpt.tokenizer import START_ID
 MAX_NOTES = 1000  # of a take that the model does not end
 AT_ONCE, AT_ONCE_ON_GPU = 64, 256  # takes; more are written in turns
 KEPT = 0.75  # of a full context, when room is made in it
-TOKENS_A_LOOK = 32  # drawn before the host looks at them
+FIRST_LOOK, TOKENS_A_LOOK = 4, 32  # tokens drawn before the host looks at them: at first few, then twice as many
 SPAN = 256  # a captured step reads the cache in multiples of this many tokens
 
 
@@ -169,6 +169,7 @@ class Writer:
         self._uniform = torch.zeros(len(rows), TOKENS_A_LOOK, device=device)
         self._drawn = torch.zeros(len(rows), TOKENS_A_LOOK, dtype=torch.long, device=device)
         self._at = torch.zeros(1, dtype=torch.long, device=device)
+        self._look = FIRST_LOOK
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}  # of steps, by the span of the cache that they read
 
     @torch.inference_mode()
@@ -223,7 +224,8 @@ class Writer:
 
     def draw_some(self) -> list[list[int]]:
         """As many more tokens of each row as are drawn between two looks."""
-        count = min(TOKENS_A_LOOK, self.decoder.room)
+        count = min(self._look, self.decoder.room)
+        self._look = min(2 * self._look, TOKENS_A_LOOK)
         uniform = torch.stack([torch.rand(count, generator=random) for random in self._random])
         self._uniform[:, :count] = uniform
         self._at.zero_()

@@ -10,6 +10,7 @@ with a note, waits and notes that last for many bars are slips, drums are those 
 import math
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from midigpt.language import ALPHABET, DEFAULT_KEY, GRID, METERS, TEMPOS, VELOCITY_BINS
-from midigpt.tokenizer import START
+from midigpt.score import IntArray
+from midigpt.tokenizer import START, ranges
 
 # The fields of a header in their order, with the values to draw from.
 FIELDS = {
@@ -38,11 +40,19 @@ _SPARE = -1  # the pitch before the first drum of a line: any key is above it
 
 
 @dataclass(frozen=True)
+class Field:
+    """A field of the header."""
+
+    name: str
+    values: frozenset[str]
+    beginnings: frozenset[str]  # of the field as it is written
+
+
+@dataclass(frozen=True)
 class Bounds:
     """What documents may hold."""
 
-    values: dict[str, list[str]]  # of each field of the header
-    beginnings: dict[str, frozenset[str]]  # of each field as it is written
+    fields: tuple[Field, ...]
     drums: frozenset[str]  # keys
     drum_beginnings: frozenset[str]  # of their digits
 
@@ -66,19 +76,20 @@ def _header(state: State, c: str, bounds: Bounds) -> Step:
     """("header", number of fields read, is_drum, key, text since then)."""
     _, done, is_drum, key, text = state
     assert isinstance(done, int) and isinstance(key, int)
-    names = [name for name in bounds.values if name != "key" or not is_drum]
+    fields = [field for field in bounds.fields if field.name != "key" or not is_drum]
     text = f"{text}{c}"
-    if done == len(names):
+    if done == len(fields):
         return (("line", is_drum, "start"), ("key", key)) if text == "\n" else None
-    if text in bounds.beginnings[names[done]]:
+    field = fields[done]
+    if text in field.beginnings:
         return ("header", done, is_drum, key, text), ()
-    value = text[:-1].removeprefix(f" {names[done]}=")
-    if value not in bounds.values[names[done]]:
+    value = text[:-1].removeprefix(f" {field.name}=")
+    if value not in field.values:
         return None
     # The character goes on with no value of this field: it is the first one behind it.
-    if names[done] == "program":
+    if field.name == "program":
         is_drum = value == "d"
-    elif names[done] == "key":
+    elif field.name == "key":
         key = int(value)
     return _header(("header", done + 1, is_drum, key, ""), c, bounds)
 
@@ -115,11 +126,13 @@ def _number(state: State, c: str, bounds: Bounds) -> Step:
     return None
 
 
+@cache
 def _units(count: int, longest: int) -> tuple[int, ...]:
     """What a count can be of, in lowest terms and no longer than so many beats."""
     return tuple(unit for unit in UNITS if math.gcd(count, unit) == 1 and count <= longest * unit)
 
 
+@cache
 def _may_be_time(digits: int, longest: int) -> bool:
     """Whether digits are such a count, or the beginning of one."""
     more = range(10 * digits, min(10 * digits + 10, longest * GRID + 1))
@@ -234,8 +247,8 @@ class Grammar:
             values["program"] = [value for value in values["program"] if value != "d"]
         bounds = _bounds(values, drums)
         states, characters = _characters(("begin",) if is_drum is None else ("line", is_drum, "on"), bounds)
-        texts = [tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size())]
-        texts = [_END if text == START else text for text in texts]
+        names = (tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size()))
+        texts = tuple(_END if name == START else name for name in names)
         tables = _compose(characters, texts, keys)
         if not may_end:
             ends = [n for state, n in states.items() if state[0] == "line"]
@@ -277,9 +290,9 @@ def _bounds(values: dict[str, list[str]], drums: Set[int]) -> Bounds:
     def beginnings(texts: Iterable[str]) -> frozenset[str]:
         return frozenset(text[:end] for text in texts for end in range(1, len(text) + 1))
 
-    fields = {name: beginnings(f" {name}={value}" for value in its) for name, its in values.items()}
+    fields = [Field(n, frozenset(v), beginnings(f" {n}={value}" for value in v)) for n, v in values.items()]
     keys = frozenset(map(str, drums))
-    return Bounds(values, fields, keys, beginnings(keys))
+    return Bounds(tuple(fields), keys, beginnings(keys))
 
 
 def _pitches_for(state: State, keys: range, drums: Set[int]) -> tuple[int, int]:
@@ -297,6 +310,7 @@ def _pitches_for(state: State, keys: range, drums: Set[int]) -> tuple[int, int]:
     return highest - 1 if is_drum else keys[-1] - value, 128
 
 
+@lru_cache(maxsize=4)  # the parts of a prompt have the same
 def _characters(start: State, bounds: Bounds) -> tuple[dict[State, int], NDArray[np.int16]]:
     """The states, `start` first; for each state and character the next state, or -1, and the effect's kind and number,
     (3, S, C)."""
@@ -320,32 +334,54 @@ _KINDS = {"move": 1, "first": 2, "key": 3, "drum": 4, "turn": 5}
 _NONE = -128  # no first note in this token
 
 
-def _compose(characters: NDArray[np.int16], texts: list[str], keys: range) -> dict[str, NDArray[np.generic]]:
+class _Trie(NamedTuple):
+    """The beginnings of all tokens, (N,): a beginning's next ones lie side by side, and behind it."""
+
+    letter: IntArray  # its last character's number
+    token: IntArray  # that it is, or -1
+    children: IntArray  # the first of its next ones
+    ends: IntArray  # and where they end
+
+
+@lru_cache(maxsize=4)
+def _trie(texts: tuple[str, ...]) -> _Trie:
+    number = {c: i for i, c in enumerate(_END + ALPHABET)}
+    token = {text: n for n, text in enumerate(texts) if text and all(c in number for c in text)}
+    beginnings = {"": [0, 0]} | {text[:end]: [0, 0] for text in token for end in range(1, len(text) + 1)}
+    ordered = sorted(beginnings, key=lambda text: (len(text), text))
+    for n, text in enumerate(ordered[1:], start=1):
+        parent = beginnings[text[:-1]]
+        parent[0], parent[1] = parent[0] or n, n + 1
+    rows = [(number.get(text[-1:], 0), token.get(text, -1), *beginnings[text]) for text in ordered]
+    return _Trie(*np.array(rows).T.copy())
+
+
+def _compose(characters: NDArray[np.int16], texts: tuple[str, ...], keys: range) -> dict[str, NDArray[np.generic]]:
     """The tables of Grammar: every token read from every state, character by character, all at once."""
     _, states, alphabet = characters.shape
-    shape = states, len(texts)
-    number = {c: i for i, c in enumerate(_END + ALPHABET)}
-    known = np.array([bool(text) and all(c in number for c in text) for text in texts])
-    longest = max(map(len, texts))
-    letters = np.array([[number.get(c, 0) for c in text.ljust(longest)] for text in texts], np.int32)  # (V, longest)
-    lengths = np.where(known, [len(text) for text in texts], 0)
-
-    # The pairs that are still possible, (P,).
+    shape, trie = (states, len(texts)), _trie(texts)
     next_state, kinds, numbers = characters.reshape(3, -1)  # by state and character in one index
-    start, token = (i.astype(np.int32) for i in np.nonzero((characters[0][:, letters[:, 0]] >= 0) & known))
-    now = start
-    keep, add = np.ones(len(now), bool), np.zeros(len(now), np.int16)
-    low, high = np.full(len(now), -128, np.int16), np.full(len(now), 127, np.int16)
-    first, turn = np.full(len(now), _NONE, np.int16), np.zeros(len(now), bool)
+    # What is still possible, (P,): from a state, a beginning of tokens that has led to a state.
+    start, node, now = np.arange(states), np.zeros(states, np.int64), np.arange(states)
+    keep, add = np.ones(states, bool), np.zeros(states, np.int16)
+    low, high = np.full(states, -128, np.int16), np.full(states, 127, np.int16)
+    first, turn = np.full(states, _NONE, np.int16), np.zeros(states, bool)
     tables: dict[str, NDArray[np.generic]] = {"next": np.full(shape, -1, np.int16)}
     tables |= {name: np.zeros(shape, np.int8) for name in ("low", "high", "add", "first")}
     tables |= {name: np.zeros(shape, bool) for name in ("keep", "turn")}
-    for at in range(longest):
-        step = now * alphabet + letters[token, at]
-        now, kind, value = next_state[step].astype(np.int32), kinds[step], numbers[step]
+    while len(start):
+        # Each goes on with each of its next characters that its state has a place for.
+        parent = np.repeat(np.arange(len(start)), trie.ends[node] - trie.children[node])
+        node = ranges(trie.children[node], trie.ends[node] - trie.children[node])
+        step = now[parent] * alphabet + trie.letter[node]
+        can = np.flatnonzero(next_state[step] >= 0)
+        parent, node, step = parent[can], node[can], step[can]
+        start, keep, add = start[parent], keep[parent], add[parent]
+        low, high, first, turn = low[parent], high[parent], first[parent], turn[parent]
+        now, kind, value = next_state[step].astype(np.int64), kinds[step], numbers[step]
         is_move, is_key, is_drum = (kind == 1) | (kind == 2), kind == 3, kind == 4
         high = np.where(is_drum & keep, np.minimum(high, value - 1), high)
-        possible = (now >= 0) & ~(is_drum & ~keep & (add >= value))
+        possible = ~(is_drum & ~keep & (add >= value))
         add = np.where(is_move, add + value, np.where(is_key | is_drum, value, add))
         keep &= ~(is_key | is_drum)
         low = np.where(is_move, np.maximum(low, keys[0] - add), low)
@@ -354,13 +390,11 @@ def _compose(characters: NDArray[np.int16], texts: list[str], keys: range) -> di
         turn |= kind == 5
         possible &= low <= high
 
-        done = possible & (lengths[token] == at + 1)
-        pair = start[done], token[done]
+        done = possible & (trie.token[node] >= 0)
+        pair = start[done], trie.token[node[done]]
         for name, values in (("next", now), ("low", low), ("high", high), ("add", add), ("first", first)):
             tables[name][pair] = values[done]
         tables["keep"][pair], tables["turn"][pair] = keep[done], turn[done]
-        on = possible & ~done
-        start, token, now, keep, add = start[on], token[on], now[on], keep[on], add[on]
-        low, high, first, turn = low[on], high[on], first[on], turn[on]
-
+        start, node, now, keep, add = start[possible], node[possible], now[possible], keep[possible], add[possible]
+        low, high, first, turn = low[possible], high[possible], first[possible], turn[possible]
     return tables

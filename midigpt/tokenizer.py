@@ -157,7 +157,7 @@ class LineEncoder:
             self._learn(list(islice(reversed(self._number), new))[::-1])
         self._uses += np.bincount(number, minlength=len(self._uses))
         begin, end = self._ends[number], self._ends[number + 1]
-        tokens, lengths = self._tokens[_ranges(begin, end - begin)], end - begin
+        tokens, lengths = self._tokens[ranges(begin, end - begin)], end - begin
         if len(self._tokens) > self._remembered:
             self._forget()
         return tokens, lengths
@@ -183,6 +183,6 @@ class LineEncoder:
         self._uses = self._uses[is_kept] // 2
 
 
-def _ranges(begin: IntArray, length: IntArray) -> IntArray:
+def ranges(begin: IntArray, length: IntArray) -> IntArray:
     """begin[0], begin[0] + 1, ..., `length[0]` numbers in all, then those from begin[1] on, and so on."""
     return np.repeat(begin - np.cumsum(length) + length, length) + np.arange(length.sum())
