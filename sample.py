@@ -168,8 +168,8 @@ Write = Callable[[Path, list[str]], None]
 
 def begin(args: Args, model: "GPT", tokenizer: "Tokenizer") -> Iterator[Write]:
     """Pieces from nothing: one part each, as a document holds one."""
+    from midigpt.automaton import PIANO
     from midigpt.generate import compose
-    from midigpt.grammar import PIANO
     from midigpt.language import decode, read_header
     from midigpt.midi import write_midi
     from midigpt.takes import ending_at

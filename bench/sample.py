@@ -118,7 +118,7 @@ def our_speed(model: "GPT", tokenizer: "Tokenizer", weights: "Weights", takes: i
 
 def latency(model: "GPT", tokenizer: "Tokenizer", rounds: int) -> dict[str, float]:
     """Seconds until a loaded model has written the first notes behind a prompt, and until it is loaded."""
-    from midigpt import grammar
+    from midigpt import automaton, grammar
     from midigpt.checkpoint import load_checkpoint, save_checkpoint
     from midigpt.decoder import Prepared
     from midigpt.generate import Drawing, Length, go_on
@@ -134,7 +134,7 @@ def latency(model: "GPT", tokenizer: "Tokenizer", rounds: int) -> dict[str, floa
         loading = [timed(lambda: load_checkpoint(Path(folder) / "model")) for _ in range(rounds)]
 
     def first_note() -> None:
-        for kept in (grammar._characters, grammar._trie, grammar._units, grammar._may_be_time):
+        for kept in (automaton.write_out, automaton._units, automaton._may_be_time, grammar._trie):
             kept.cache_clear()  # as in a new process
         go_on(Prepared(model), tokenizer, Drawing(), document, 60, [Length(notes=1)])
 

@@ -11,9 +11,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from midigpt.automaton import DRUM_KEYS, PIANO
 from midigpt.decoder import Decoder, Prepared, Weights
 from midigpt.files import UserError
-from midigpt.grammar import DRUM_KEYS, PIANO, Grammar, Place
+from midigpt.grammar import Grammar, Place
 from midigpt.language import GRID, Header, keep_fields, read_header, split_header, steps_of
 from midigpt.model import GPT
 from midigpt.tokenizer import START_ID

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from midigpt.automaton import DRUM_KEYS
 from midigpt.decoder import Prepared, best_weights
 from midigpt.devices import device_name
 from midigpt.files import UserError
 from midigpt.generate import Drawing, Length, go_on, without_key
-from midigpt.grammar import DRUM_KEYS
 from midigpt.language import GRID, decode, encode, read_header, split_header, steps_of, time_text
 from midigpt.model import GPT
 from midigpt.prompt import Prompt, after, before

@@ -9,7 +9,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from midigpt.grammar import FIELDS, Grammar, Place
+from midigpt.automaton import FIELDS
+from midigpt.grammar import Grammar, Place
 from midigpt.language import encode
 from midigpt.midi import load_midi
 from midigpt.tokenizer import START_ID
