@@ -148,10 +148,10 @@ def usual_notes(documents: Sequence[Document]) -> int:
 def beginning(name: str, song: str, text: str, notes: int) -> Piece | None:
     """The first notes of a document; None where it has fewer. Raises LanguageError for what is no document."""
     cut = first_notes(text, notes)
-    return Piece(name, song, cut, _first_notes(normalise(decode([cut])), notes)) if cut else None
+    return Piece(name, song, cut, _opening(normalise(decode([cut])), notes)) if cut else None
 
 
-def _first_notes(score: Score, notes: int) -> Score:
+def _opening(score: Score, notes: int) -> Score:
     """What is left of a score, moved so that it begins in its first bar."""
     onset = np.concatenate([track.onset for track in score.tracks])
     bar = round(score.ticks_per_beat * 4 * score.meter[0] / score.meter[1])

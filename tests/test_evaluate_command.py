@@ -28,7 +28,7 @@ from midigpt.judge import (
 from midigpt.language import encode
 from midigpt.metrics import FEATURES
 from midigpt.midi import read_midi
-from midigpt.page import VARIABLES
+from midigpt.page import VARIABLES, svg
 from midigpt.train_data import make_train_bin
 from tests.conftest import SPLIT, contents, make_songs, melody, ok, refusal, run_script
 
@@ -197,3 +197,8 @@ def test_shuffled_pieces_have_the_notes_of_the_real_ones_and_nothing_of_their_or
     assert set(all_of("pitch", made)) <= set(all_of("pitch", real))
     steps = [np.abs(np.diff(all_of("pitch", pieces))).mean() for pieces in (real, made)]
     assert steps[1] > 2 * steps[0]
+
+
+def test_any_name_may_stand_under_a_picture() -> None:
+    picture = svg(lambda figure: figure.text(0, 0, "x"), "AC\\DC, \\1 live", 1, 1)
+    assert 'aria-label="AC\\DC, \\1 live" viewBox="0 0 ' in picture and picture.endswith("</svg>\n")
