@@ -17,14 +17,13 @@ import symusic
 from numpy.typing import NDArray
 
 from midigpt.files import UserError, replacing
-from midigpt.midi_bytes import PEDAL, Events, MidiError, check_length, clock, readable, scan, split_file
+from midigpt.midi_bytes import MAX_NUMBER, PEDAL, Events, MidiError, check_length, clock, readable, scan, split_file
 from midigpt.score import NO_PEDAL, IntArray, Score, Track, cut_repeats
 
 T = TypeVar("T")
 
 DRUM_CHANNEL = 9  # counted from 0; "channel 10" in print
 FINE_TICKS = 480  # ticks per beat to write with at least, as sequencers expect
-MAX_DELTA = 0x0FFFFFFF  # the largest time between two events a MIDI file can hold
 _HEADER = b"MThd" + struct.pack(">IHHH", 6, 1, 1, 480)  # before a single chunk; ticks are read as they are
 
 
@@ -313,7 +312,7 @@ def _write_track(out: mido.MidiTrack, track: Track, channel: int, scale: int) ->
     events += [(t, 0, p, 64) for t, p in zip(end.tolist(), track.pitch.tolist(), strict=True)]
     now = 0
     for tick, is_on, pitch, velocity in sorted(events):  # at one tick, ends come before beginnings
-        if tick - now > MAX_DELTA:
+        if tick - now > MAX_NUMBER:
             raise MidiError(f"a silence of {tick - now} ticks is too long for a MIDI file")
         kind = "note_on" if is_on else "note_off"
         out.append(mido.Message(kind, channel=channel, note=pitch, velocity=velocity, time=tick - now))

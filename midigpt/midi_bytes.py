@@ -16,6 +16,7 @@ from midigpt.score import IntArray
 
 HEADER_WITHIN = 512  # a RIFF, MacBinary or web-server header may stand before MThd
 PEDAL = 64  # the controller number of the sustain pedal
+MAX_NUMBER = 0x0FFFFFFF  # that a variable-length quantity can hold: seven bits of four bytes
 LYRIC, END_OF_TRACK = 0x05, 0x2F  # meta events; symusic opens a track for a lyric: on "channel" 15
 MAX_TICKS = 2**31 - 1  # of a track: symusic counts ticks in 32 bits
 
@@ -319,6 +320,16 @@ def variable_length(chunk: bytes, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return number, at + 1
     raise MidiError("has a damaged track chunk (a number of more than four bytes)")
+
+
+def write_number(value: int) -> bytes:
+    """A variable-length quantity, as variable_length reads it. Raises MidiError for more than MAX_NUMBER."""
+    if value > MAX_NUMBER:
+        raise MidiError(f"can't go on: a silence or text of {value} is too long for a MIDI file")
+    out = [value & 0x7F]
+    while value := value >> 7:
+        out.append(value & 0x7F | 0x80)
+    return bytes(reversed(out))
 
 
 def readable(chunk: bytes) -> bytes:

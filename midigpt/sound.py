@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from midigpt import tones
 from midigpt.files import UserError, install, replacing
 from midigpt.midi import load_midi, read_tempos
-from midigpt.midi_bytes import END_OF_TRACK, MidiError, clock, event_end, split_file, variable_length
+from midigpt.midi_bytes import END_OF_TRACK, MidiError, clock, read_events, split_file, write_number
 
 # Where Debian, Fedora, Arch, Homebrew and people themselves put soundfonts.
 SOUNDFONT_FOLDERS = (
@@ -156,21 +156,14 @@ def _playable(data: bytes, end: int) -> bytes:
 
 def _events_until(chunk: bytes, end: int) -> bytes:
     """The events of a track chunk up to a tick, and the track's end there."""
-    position, tick, running = 8, 0, 0
-    with suppress(IndexError, KeyError, MidiError):  # it ends in mid-event
-        while True:
-            delta, status_at = variable_length(chunk, position)
-            has_status = chunk[status_at] >= 0x80
-            status = chunk[status_at] if has_status else running
-            stop = event_end(chunk, status, status_at + has_status)
-            is_last = status == 0xFF and chunk[status_at + 1] == END_OF_TRACK
-            if is_last or tick + delta > end or stop > len(chunk):
+    pieces, now = [], 0
+    with suppress(MidiError):  # where it breaks off
+        for tick, _, message in read_events(chunk):
+            if tick > end or message[:2] == bytes((0xFF, END_OF_TRACK)):
                 break
-            position, tick, running = stop, tick + delta, status if status < 0xF0 else running
-    # Seven bits a byte, the high bit set on all but the last.
-    delta = end - tick
-    wait = bytes([delta >> 21 & 0x7F | 0x80, delta >> 14 & 0x7F | 0x80, delta >> 7 & 0x7F | 0x80, delta & 0x7F])
-    return chunk[8:position] + wait + bytes([0xFF, END_OF_TRACK, 0])
+            pieces += [write_number(tick - now), message]
+            now = tick
+    return b"".join([*pieces, write_number(end - now), bytes((0xFF, END_OF_TRACK, 0))])
 
 
 def _tones(midi: Path) -> tuple[str, Samples, int]:

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from midigpt.files import UserError
-from midigpt.midi import MAX_DELTA
 from midigpt.midi_bytes import (
     END_OF_TRACK,
     MAX_TICKS,
@@ -22,6 +21,7 @@ from midigpt.midi_bytes import (
     read_events,
     split_chunks,
     variable_length,
+    write_number,
 )
 from midigpt.prompt import Prompt
 from midigpt.score import Track, cut_repeats
@@ -239,7 +239,7 @@ def _off(channel: int, pitch: int) -> bytes:
 
 def _text(text: str) -> bytes:
     content = text.encode("utf-8", "replace")
-    return _TEXT + _number(len(content)) + content
+    return _TEXT + write_number(len(content)) + content
 
 
 def _body(head: _Head, events: NewEvents, cut: int) -> bytes:
@@ -248,19 +248,9 @@ def _body(head: _Head, events: NewEvents, cut: int) -> bytes:
     now = head.tick
     end = max([now, min(head.end, cut), *(tick for tick, *_ in events)])
     for tick, _, message in [*sorted(events, key=itemgetter(0, 1)), (end, _CLOSING, _END_OF_TRACK + b"\0")]:
-        pieces += [_number(tick - now), message]
+        pieces += [write_number(tick - now), message]
         now = tick
     if now > MAX_TICKS:
         raise MidiError(f"would go on to tick {now}; {MAX_TICKS} is the most a MIDI file is read to")
     body = b"".join(pieces)
     return b"MTrk" + struct.pack(">I", len(body)) + body
-
-
-def _number(value: int) -> bytes:
-    """A variable-length quantity."""
-    if value > MAX_DELTA:
-        raise MidiError(f"can't go on: a silence or text of {value} is too long for a MIDI file")
-    out = [value & 0x7F]
-    while value := value >> 7:
-        out.append(value & 0x7F | 0x80)
-    return bytes(reversed(out))
