@@ -56,7 +56,7 @@ class Args:
     notes: int | None = None
     """New notes a take, and what starts with the last (of a prompt: of its busiest part)."""
     ending: bool = False
-    """Let the model end its takes (without a prompt the default; at most 1000 notes)."""
+    """Let the model end its takes (without a prompt the default; at most 1000 notes, of a prompt's busiest part)."""
     temperature: float = 1.0
     """Below 1 plays safer, above 1 wilder; 0 always takes the likeliest."""
     top_k: int | None = None
@@ -76,8 +76,8 @@ class Args:
     key: str | None = None
     """First note without a prompt: C4 (middle C), F#3, Bb5, or a MIDI number 0..127."""
     keys: str | None = None
-    """Lowest and highest note, such as C2-C6 (default: a piano's A0-C8; behind a prompt each part's range and an octave
-    around it)."""
+    """Lowest and highest note of what is not drums, such as C2-C6 (default: a piano's A0-C8; behind a prompt each
+    part's range and an octave around it)."""
     png: bool = False
     """Draw a piano roll beside each take."""
     wav: bool = False
@@ -174,8 +174,10 @@ def begin(args: Args, model: "GPT", tokenizer: "Tokenizer") -> Iterator[Write]:
     from midigpt.midi import write_midi
     from midigpt.takes import ending_at
 
-    length, keys = wanted_length(args), key_range(args) or PIANO
-    for text in compose(model, tokenizer, drawing(args), wishes(args), length, args.takes, keys):
+    length, wished = wanted_length(args), wishes(args)
+    key = int(wished.get("key", PIANO[0]))
+    keys = key_range(args) or range(min(PIANO[0], key), max(PIANO[-1], key) + 1)
+    for text in compose(model, tokenizer, drawing(args), wished, length, args.takes, keys):
         score = ending_at(decode([text]), length.in_steps(read_header(text)))
         yield partial(write_midi, score)
 

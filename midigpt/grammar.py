@@ -53,6 +53,8 @@ class Grammar:
         device: str | torch.device = "cpu",
     ) -> None:
         wishes = wishes or {}
+        if int(wishes.get("key", keys[0])) not in keys:
+            raise ValueError(f"a first note {wishes['key']} outside {keys}")
         values = FIELDS | {"key": [*map(str, keys)]} | {name: [value] for name, value in wishes.items()}
         if "key" in wishes:  # which drums have none of
             values["program"] = [value for value in values["program"] if value != "d"]
@@ -85,7 +87,7 @@ class Grammar:
         """Which tokens can follow, (B, V)."""
         following, pitch = self._next[place.state], place.pitch[:, None]
         allowed = (following >= 0) & (pitch >= self._low[place.state]) & (pitch <= self._high[place.state])
-        following, after = following.long(), pitch + self._add[place.state]
+        following, after = following.long(), torch.where(self._keep[place.state], pitch, 0) + self._add[place.state]
         return allowed & ((after <= self._below[following]) | (after >= self._above[following]))
 
     def advance(self, place: Place, tokens: Tensor) -> Place:

@@ -1,7 +1,9 @@
 """What may follow where: all that the language writes, and nothing that it can't read."""
 
+import random
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,9 +13,9 @@ from tokenizers import Tokenizer
 
 from midigpt.automaton import FIELDS
 from midigpt.grammar import Grammar, Place
-from midigpt.language import encode
+from midigpt.language import ALPHABET, encode
 from midigpt.midi import load_midi
-from midigpt.tokenizer import START_ID
+from midigpt.tokenizer import START, START_ID
 
 from .conftest import melody, midi_files
 
@@ -188,6 +190,61 @@ def test_real_music_may_come(corpus: Callable[[str], Path], learned: Tokenizer) 
     assert lines > 1000 and long < 20
 
 
+@dataclass
+class Vocabulary:
+    """A tokenizer as far as the grammar looks at it."""
+
+    texts: list[str]
+
+    def get_vocab_size(self) -> int:
+        return len(self.texts)
+
+    def id_to_token(self, token: int) -> str:
+        return self.texts[token]
+
+
+def reachable(grammar: Grammar, starts: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """All places that there are; AssertionError at one from which nothing leads on."""
+    waiting = starts
+    seen = dict.fromkeys(waiting)
+    while waiting:
+        place = Place(*(torch.tensor(column) for column in zip(*waiting, strict=True)))
+        allowed = grammar.allowed(place)
+        assert allowed.any(dim=1).all()
+        rows, tokens = allowed.nonzero().T
+        after = grammar.advance(Place(*(column[rows] for column in place)), tokens)
+        waiting = [p for p in dict.fromkeys(zip(*(column.tolist() for column in after), strict=True)) if p not in seen]
+        seen.update(dict.fromkeys(waiting))
+    return list(seen)
+
+
+@pytest.mark.parametrize("is_drum", [False, True])
+def test_a_token_may_come_where_its_characters_may(is_drum: bool) -> None:
+    characters = [START, *ALPHABET]
+    across = ["=8|54", "54=8|54", "=13:1/24|70", "|70", "70", "=8|70|", "36=1|38=2|4", "1/1\n", "38=16|1/2\n"]
+    across += ["=1|36=1|", "+10|4+10|", "2+", "12-3|60", "|30", "+9|67", "+1|1/1\n", "7+1|5+1|1/1\n", "-1|100+1|"]
+    across += ["100", "64", "+1|64"]
+    single, several = (
+        Grammar(Vocabulary(texts), is_drum=is_drum, keys=range(20, 110), drums={7, 36, 38, 54, 70, 112})
+        for texts in (characters, characters + across)
+    )
+    places = reachable(single, [tuple(int(part) for part in single.start(1, pitch)) for pitch in range(20, 110, 7)])
+    places = random.Random(0).sample(places, min(4000, len(places)))
+    place = Place(*(torch.tensor(column) for column in zip(*places, strict=True)))
+    allowed = several.allowed(place)
+    for token, text in enumerate(across, start=len(characters)):
+        at, may_come = place, torch.ones(len(place.state), dtype=torch.bool)
+        for character in text:
+            one = torch.full_like(at.state, characters.index(character))
+            may_come &= single.allowed(at)[torch.arange(len(one)), one]
+            at = single.advance(at, one)
+        assert torch.equal(allowed[:, token], may_come), text
+        behind = several.advance(place, torch.full_like(place.state, token))
+        for mine, its in zip(behind, at, strict=True):
+            assert torch.equal(mine[may_come], its[may_come]), text
+    assert allowed[:, len(characters) :].any(dim=0).sum() >= 8  # of either kind
+
+
 @pytest.mark.parametrize(
     ("is_drum", "keys"),
     [
@@ -203,17 +260,8 @@ def test_real_music_may_come(corpus: Callable[[str], Path], learned: Tokenizer) 
 def test_there_is_always_something_that_may_come(tokenizer: Tokenizer, is_drum: bool | None, keys: range) -> None:
     """From every state that can be reached, at every pitch that it can be reached with, by single characters."""
     grammar = Grammar(tokenizer, keys=keys, is_drum=is_drum, drums={7, 36, 39, 112})
-    waiting = [tuple(int(part) for part in grammar.start(1, pitch)) for pitch in keys]
-    seen = set(waiting)
-    while waiting:
-        place = Place(*(torch.tensor(column) for column in zip(*waiting, strict=True)))
-        allowed = grammar.allowed(place)
-        assert allowed.any(dim=1).all()
-        rows, tokens = allowed.nonzero().T
-        after = grammar.advance(Place(*(column[rows] for column in place)), tokens)
-        waiting = [p for p in dict.fromkeys(zip(*(column.tolist() for column in after), strict=True)) if p not in seen]
-        seen.update(waiting)
-    assert len(seen) > 1000
+    places = reachable(grammar, [tuple(int(part) for part in grammar.start(1, pitch)) for pitch in keys])
+    assert len(places) > 1000
 
 
 def test_every_value_of_a_field_can_be_drawn(tokenizer: Tokenizer) -> None:

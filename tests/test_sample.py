@@ -111,6 +111,8 @@ def test_wishes_are_met_and_the_length_is_the_one_asked_for(trained: Path, tmp_p
         assert score.tempo_bpm == pytest.approx(70, abs=0.01) or score.tempo_bpm == pytest.approx(72, abs=0.01)
         assert set(track.pitch.tolist()) <= set(range(48, 85))
         assert 10 * 480 < score.end <= 12 * 480 and track.onset[-1] < 12 * 480
+    ok(run_script("sample.py", *flags[:4], "--key", "C0", "--notes", "3"))  # below a piano's lowest
+    assert read_midi(tmp_path / "take-0004.mid").tracks[0].pitch[0] == 12
     out = ok(run_script("sample.py", *flags[:4], "--seconds", "10"))
     assert int(re.search(r"notes, (\d+) s;", out)[1]) in (9, 10)
 

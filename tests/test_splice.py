@@ -132,11 +132,11 @@ def test_the_bytes_before_the_cut_stay_as_they_stand() -> None:
     assert continue_midi(prompt_of(data), 480 + 1, {})[22:].startswith(events)
 
 
-def test_what_comes_behind_the_cut_goes() -> None:
-    tempo = b"\xff\x51\x03\x01\0\0"
+@pytest.mark.parametrize("tempo", [b"\xff\x51\x03\x01\0\0", b"\xff\x58\x04\x03\x02\x18\x08", b"\xff\x59\x02\x01\0"])
+def test_what_comes_behind_the_cut_goes(tempo: bytes) -> None:
     events = [*note(60), (0, tempo), (0, b"\xb0\x0a\x01"), *note(62), (100, tempo), (100, b"\xff\x01\x01x")]
     ((*kept, on, off),) = continued(chunk(*events), cut=480, parts={0: part((600, 10, 50, 70))})
-    # A tempo at the cut is of what comes, an end at the cut is a held note's.
+    # A tempo, meter or key at the cut is of what comes, an end at the cut is a held note's.
     assert kept == [(0, b"\x90\x3c\x50"), (480, tempo), (480, b"\x80\x3c\x00")]
     assert (on, off) == ((600, b"\x90\x32\x46"), (610, b"\x80\x32\x40"))
 
