@@ -9,6 +9,7 @@ compares each instant of a take with each of the training songs, in all keys, on
 gets fewer songs, for it takes as many times longer as there are instants.
 """
 
+import hashlib
 import multiprocessing
 import re
 import resource
@@ -25,10 +26,11 @@ from typing import Any
 import numpy as np
 
 from midigpt import copies
-from midigpt.copies import held_out, map_index, open_copies, read_passages
+from midigpt.copies import map_index, open_copies, read_passages
 from midigpt.documents import Split, read_songs
 from midigpt.files import parse_arguments, read_json
 from midigpt.index import songs
+from midigpt.judge import first_notes
 from midigpt.language import decode
 from midigpt.train_data import SONGS_AT_ONCE
 
@@ -183,6 +185,26 @@ def main(args: Args) -> None:
     print(f"plain {row['plain']:.2f} s, meter {row['meter']:.3f} s, {row['plain'] / row['meter']:.0f} times;", end=" ")
     print(f"the same number of notes for {row['same']} of {row['takes']}")
     sys.exit(row["same"] != row["takes"])
+
+
+def held_out(root: Path, documents: int, notes: int = 0) -> Iterator[str]:
+    """So many held-out documents, or all if they are fewer, drawn by a hash of their names; cut behind the instant that
+    has the note of this number, and shorter ones left out."""
+    meta = read_json(root / "train" / "meta.json")
+    split = Split(meta["val_fraction"], meta["seed"])
+    chosen = [song for song in songs(root) if split.is_val(song)]
+    drawn = sorted(
+        (hashlib.sha256(f"{song.name}_{track}".encode()).digest(), number, track)
+        for number, song in enumerate(chosen)
+        for track in range(song.tracks)
+    )
+    for _, number, track in drawn:
+        if not documents:
+            return
+        ((_, texts),) = read_songs(root, [chosen[number]])
+        if text := first_notes(texts[track], notes):
+            documents -= 1
+            yield text
 
 
 if __name__ == "__main__":

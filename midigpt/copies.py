@@ -4,7 +4,8 @@ A passage is a run of instants at which notes begin. Two instants are the same i
 classes (of drums: of keys) and the same time until the next instant, on the grid: octaves, doublings, loudness and
 lengths of notes don't matter. All of a passage is moved by one number of keys, drums by none. The time of its last
 instant counts, what leads to its first does not. There is no least length: one note repeated a hundred times is a
-passage, and so is a plain drum beat. So read a figure beside those of held-out music (`yardstick`).
+passage, and so is a plain drum beat. So read a figure beside those of held-out music, as the
+judge gives them.
 
 `make train-bin` writes the index beside train.bin:
 
@@ -19,7 +20,6 @@ and in meta.json, under "copies", where each block ends. A block holds as many w
 million moments together, so that memory does not grow with the music. (Of a longer document only so many are kept.)
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,11 +29,9 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from midigpt.documents import Split, read_songs
 from midigpt.files import UserError, make, read_json, replacing
-from midigpt.index import songs
 from midigpt.instants import moment_time, moved, read_instants
-from midigpt.language import GRID, split_header
+from midigpt.language import GRID
 from midigpt.score import IntArray
 from midigpt.suffixes import MOST, longest_beginnings, sort_suffixes
 
@@ -211,47 +209,3 @@ def map_index(folder: Path, blocks: list[int]) -> CopyIndex:
 def _mapped(path: Path, dtype: np.dtype) -> NDArray:
     size = path.stat().st_size
     return np.asarray(np.memmap(path, dtype, mode="r", shape=size // dtype.itemsize)) if size else np.empty(0, dtype)
-
-
-# --- the yardstick ---------------------------------------------------------------------------------------
-
-
-def yardstick(root: Path, index: CopyIndex, documents: int, notes: int = 0) -> list[Copy | None]:
-    """What the meter says of held-out music: so much of a training song stands in music nobody copied.
-
-    It is asked about as many held-out documents as given, or all if they are fewer, drawn by a hash of their names.
-    The longer a text, the longer the passages found by chance: with `notes`, documents are cut behind the instant
-    that has the note of this number, and shorter ones left out, so as to be compared with takes of so many notes.
-    """
-    return [index.longest(text) for text in held_out(root, documents, notes)]
-
-
-def held_out(root: Path, documents: int, notes: int = 0) -> Iterator[str]:
-    """The documents that `yardstick` asks about."""
-    meta = read_json(root / "train" / "meta.json")
-    split = Split(meta["val_fraction"], meta["seed"])
-    chosen = [song for song in songs(root) if split.is_val(song)]
-    drawn = sorted(
-        (hashlib.sha256(f"{song.name}_{track}".encode()).digest(), number, track)
-        for number, song in enumerate(chosen)
-        for track in range(song.tracks)
-    )
-    for _, number, track in drawn:
-        if not documents:
-            return
-        ((_, texts),) = read_songs(root, [chosen[number]])
-        if text := first_notes(texts[track], notes):
-            documents -= 1
-            yield text
-
-
-def first_notes(text: str, notes: int) -> str:
-    """A document up to the line with the note of this number; "" where it has not so many. 0: all of it."""
-    header, body = split_header(text)
-    if not notes:
-        return text
-    lines = body.splitlines(keepends=True)
-    total = np.cumsum([line.count("|") for line in lines])
-    if not len(total) or total[-1] < notes:
-        return ""
-    return header + "".join(lines[: int(np.searchsorted(total, notes)) + 1])

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from midigpt.copies import first_notes, open_copies
+from midigpt.copies import open_copies
 from midigpt.documents import Split, read_songs
 from midigpt.files import UserError, make
 from midigpt.index import songs
@@ -149,6 +149,18 @@ def beginning(name: str, song: str, text: str, notes: int) -> Piece | None:
     """The first notes of a document; None where it has fewer. Raises LanguageError for what is no document."""
     cut = first_notes(text, notes)
     return Piece(name, song, cut, _opening(normalise(decode([cut])), notes)) if cut else None
+
+
+def first_notes(text: str, notes: int) -> str:
+    """A document up to the line with the note of this number; "" where it has not so many. 0: all of it."""
+    header, body = split_header(text)
+    if not notes:
+        return text
+    lines = body.splitlines(keepends=True)
+    total = np.cumsum([line.count("|") for line in lines])
+    if not len(total) or total[-1] < notes:
+        return ""
+    return header + "".join(lines[: int(np.searchsorted(total, notes)) + 1])
 
 
 def _opening(score: Score, notes: int) -> Score:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midigpt import copies
-from midigpt.copies import Copy, CopyIndex, Writer, first_notes, held_out, open_copies, read_passages, yardstick
+from midigpt.copies import Copy, CopyIndex, Writer, open_copies, read_passages
 from midigpt.dataset import make_dataset
 from midigpt.documents import Split
 from midigpt.files import UserError
@@ -264,17 +264,6 @@ def test_every_training_song_is_in_the_index_and_no_other(prepared: Path) -> Non
         assert (copy is not None and copy.notes == 40) == (name in index.songs)
         if name in index.songs:
             assert copy and (copy.song, copy.bar, copy.beat, copy.start_beat) == (name, 1, 1.0, 0.0)
-
-
-def test_the_yardstick_is_of_held_out_music_cut_to_a_length(prepared: Path) -> None:
-    index = open_copies(prepared)
-    held = json.loads((prepared / "train" / "meta.json").read_text())["val"]["songs"]
-    whole = [copy.notes for copy in yardstick(prepared, index, 100) if copy]
-    assert len(whole) == held and 0 < max(whole) < 40
-    texts = list(held_out(prepared, 3, 12))
-    assert len(texts) == 3 and all(text.count("|") == 12 for text in texts)
-    assert not list(held_out(prepared, 3, 41))
-    assert first_notes("#\n1/1\n0+9|1/1\n0+9|4+9|1/1\n0+9|1/1\n", 2) == "#\n1/1\n0+9|1/1\n0+9|4+9|1/1\n"
 
 
 def test_an_index_of_other_songs_is_refused(work: Path) -> None:

@@ -20,6 +20,7 @@ from midigpt.judge import (
     Document,
     beginning,
     find_copies,
+    first_notes,
     judge,
     read_side,
     shuffle,
@@ -202,3 +203,9 @@ def test_shuffled_pieces_have_the_notes_of_the_real_ones_and_nothing_of_their_or
 def test_any_name_may_stand_under_a_picture() -> None:
     picture = svg(lambda figure: figure.text(0, 0, "x"), "AC\\DC, \\1 live", 1, 1)
     assert 'aria-label="AC\\DC, \\1 live" viewBox="0 0 ' in picture and picture.endswith("</svg>\n")
+
+
+def test_a_document_is_cut_behind_the_line_of_a_note() -> None:
+    text = "#\n1/1\n0+9|1/1\n0+9|4+9|1/1\n0+9|1/1\n"
+    assert first_notes(text, 2) == first_notes(text, 3) == "#\n1/1\n0+9|1/1\n0+9|4+9|1/1\n"
+    assert first_notes(text, 0) == text and not first_notes(text, 5)
