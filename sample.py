@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from midigpt.files import UserError, parse_arguments, write_bytes
+from midigpt.files import UserError, counted, parse_arguments, write_bytes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from midigpt.copies import CopyIndex
     from midigpt.generate import Drawing, Length
     from midigpt.model import GPT
     from midigpt.prompt import Prompt
@@ -141,8 +142,10 @@ def write_takes(
 ) -> list[Path]:
     """Write all takes that are asked for, or the one of that number alone; with a recipe, or one made here."""
     from midigpt.checkpoint import load_checkpoint
+    from midigpt.copies import open_copies
     from midigpt.prompt import load_prompt
-    from midigpt.takes import fingerprint, sha256, versions, write_recipe
+    from midigpt.takes import fingerprint, versions, write_recipe
+    from midigpt.tokenizer import file_sha256
 
     prompt = load_prompt(args.prompt) if args.prompt else None
     model, tokenizer, _ = load_checkpoint(folder, device)
@@ -150,15 +153,22 @@ def write_takes(
         flags = {name: value for name, value in asdict(args).items() if name not in NOT_IN_RECIPE}
         flags["prompt"] = str(args.prompt) if prompt else None
         recipe = {"model": fingerprint(folder), "by": str(folder), "flags": flags}
-        recipe |= {"prompt_sha256": sha256(prompt.data)} if prompt else {}
+        recipe |= {"prompt_sha256": file_sha256(prompt.path)} if prompt else {}
     recipe |= {"versions": versions(device)}
-    cut = prompt.cut(args.at) if prompt else None
-    compose = continue_prompt(args, model, tokenizer, prompt) if prompt else begin(args, model, tokenizer)
+    cut = prompt.cut(args.at) if prompt else 0
+    compose = continue_prompt(args, model, tokenizer, prompt, cut) if prompt else begin(args, model, tokenizer)
+    try:
+        index, unknown = open_copies(args.root), ""
+    except UserError as error:
+        index, unknown = None, f"not compared with training songs, as {error}"
     files = []
     for number, write in enumerate(compose):
         if only in (None, number):
             files.append(save(write, [write_recipe(recipe | {"take": number})], args.out or args.root / "out"))
-            print(f"{files[-1]}: {describe(args, files[-1], cut)}; seed {drawing(args).seed + number}", flush=True)
+            take = load_prompt(files[-1])
+            said = [*describe(take, cut), copied(index, take.score, cut) if index else unknown]
+            said += show(args, take, cut if prompt else None)
+            print(f"{files[-1]}: {'; '.join(said)}; seed {drawing(args).seed + number}", flush=True)
     return files
 
 
@@ -182,13 +192,14 @@ def begin(args: Args, model: "GPT", tokenizer: "Tokenizer") -> Iterator[Write]:
         yield partial(write_midi, score)
 
 
-def continue_prompt(args: Args, model: "GPT", tokenizer: "Tokenizer", prompt: "Prompt") -> Iterator[Write]:
+def continue_prompt(
+    args: Args, model: "GPT", tokenizer: "Tokenizer", prompt: "Prompt", cut: int
+) -> Iterator[Write]:
     """The prompt up to the cut, and behind it its parts, or one of them, going on."""
     from midigpt.prompt import describe_parts
     from midigpt.splice import continue_midi
     from midigpt.takes import continuations, read_parts
 
-    cut = prompt.cut(args.at)
     parts = read_parts(prompt, cut, args.prompt_bars, key_range(args))
     parts = [part for part in parts if (part.track == args.track - 1 if args.track else part.notes)] or parts[:1]
     if args.track and parts[0].track != args.track - 1:
@@ -211,14 +222,15 @@ def make_again(args: Args, take: Path) -> None:
     from midigpt.devices import find_device
     from midigpt.midi import read_midi
     from midigpt.splice import read_texts
-    from midigpt.takes import differences, find_model, read_recipe, sha256
+    from midigpt.takes import differences, find_model, read_recipe
+    from midigpt.tokenizer import file_sha256
 
     recipe = read_recipe(read_texts(take), take)
     flags = recipe["flags"]
     prompt = args.prompt or (flags["prompt"] and Path(flags["prompt"]))
     if prompt and not prompt.exists():
         raise UserError(f"{prompt}, which {take} goes on from, is not there; name it with --prompt")
-    if prompt and sha256(prompt.read_bytes()) != recipe["prompt_sha256"]:
+    if prompt and file_sha256(prompt) != recipe["prompt_sha256"]:
         raise UserError(f"{prompt} is not the file that {take} goes on from; name that one with --prompt")
     folder = find_model(recipe, args.root, args.model, take)
     device = find_device(args.device or recipe["versions"]["device"])
@@ -337,42 +349,23 @@ def reserve(path: Path) -> bool:
     return True
 
 
-def describe(args: Args, path: Path, cut: int | None) -> str:
-    """Draw, render and play a take as asked; what there is to say of it."""
-    from midigpt.prompt import load_prompt
-    from midigpt.show import draw_piano_roll
-    from midigpt.sound import play, render_wav
-    from midigpt.tones import seconds_at
-
-    take = load_prompt(path)
-    (seconds,) = seconds_at(path, take.score, np.array([take.score.end]))
+def describe(take: "Prompt", cut: int) -> list[str]:
+    """What a take is; from the tick `cut` on, if that is not its beginning, it is new."""
+    (seconds,) = take.song.seconds_at(np.array([take.score.end]))
     said = [f"{counted(take.score.notes, 'note')}, {seconds:.0f} s"]
-    if cut is not None:
+    if cut:
         new = sum(int((track.onset >= cut).sum()) for track in take.score.tracks)
         bar = take.bar_at(cut)
         beat = (cut - take.bar_start(bar)) / take.score.ticks_per_beat + 1
         said.append(f"{new} of them new, from bar {bar}{f', beat {beat:g}' if beat > 1 else ''} on")
-    said.append(copied(args, take.score, cut or 0))
-    if args.png:
-        bars = [take.bar_start(bar) for bar in range(1, take.bars + 2)]
-        draw_piano_roll(take.score, path.with_suffix(".png"), path.name, cut, bars)
-    if args.wav:
-        said.append(f"sound by {render_wav(path, path.with_suffix('.wav'))}")
-    if args.play:
-        said.append(f"played by {play(path.with_suffix('.wav') if args.wav else path)}")
-    return "; ".join(said)
+    return said
 
 
-def copied(args: Args, score: "Score", cut: int) -> str:
-    """The longest passage from a tick on that stands in the working folder's training songs, in any key."""
-    from midigpt.copies import open_copies
+def copied(index: "CopyIndex", score: "Score", cut: int) -> str:
+    """The longest passage from a tick on that stands in the training songs, in any key."""
     from midigpt.language import encode
 
-    try:
-        index = open_copies(args.root)
-    except UserError as error:
-        return f"not compared with training songs, as {error}"
-    tracks = tuple(track.from_tick(cut) for track in score.tracks)
+    tracks = tuple(track.select(track.onset >= cut) for track in score.tracks)
     found = [index.longest(document.text) for document in encode(replace(score, tracks=tracks))]
     copy = max(filter(None, found), key=lambda copy: copy.notes, default=None)
     if copy is None:
@@ -381,8 +374,21 @@ def copied(args: Args, score: "Score", cut: int) -> str:
     return f"copies {counted(copy.notes, 'note')} at most ({copy.seconds:.1f} s), of {where}"
 
 
-def counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def show(args: Args, take: "Prompt", cut: int | None) -> list[str]:
+    """Draw, render and play a take as asked; by what."""
+    from midigpt.show import draw_piano_roll
+    from midigpt.sound import play, render_wav
+
+    path, wav = take.path, take.path.with_suffix(".wav")
+    said = []
+    if args.png:
+        bars = [take.bar_start(bar) for bar in range(1, take.bars + 2)]
+        draw_piano_roll(take.score, path.with_suffix(".png"), path.name, cut, bars)
+    if args.wav:
+        said.append(f"sound by {render_wav(path, wav)}")
+    if args.play:
+        said.append(f"played by {play(wav if args.wav else path)}")
+    return said
 
 
 if __name__ == "__main__":

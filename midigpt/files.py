@@ -57,6 +57,11 @@ def install(extra: str) -> str:
     return f".venv/bin/pip install -c constraints.txt -e '.[{extra}]'"
 
 
+def counted(number: int, what: str) -> str:
+    """As "1 note" or "3 notes"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def printable(path: str) -> str:
     """A path for the terminal: bytes that are no UTF-8 become \\xNN, and so do newlines and what else moves it."""
     text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

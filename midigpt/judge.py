@@ -174,15 +174,8 @@ def _opening(score: Score, notes: int) -> Score:
     for track in score.tracks:
         here = kept[start : start + len(track)]
         start += len(track)
-        tracks.append(
-            replace(
-                track,
-                onset=track.onset[here] - late,
-                duration=track.duration[here],
-                pitch=track.pitch[here],
-                velocity=track.velocity[here],
-            )
-        )
+        chosen = track.select(here)
+        tracks.append(replace(chosen, onset=chosen.onset - late))
     return replace(score, tracks=tuple(track for track in tracks if len(track)))
 
 

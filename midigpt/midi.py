@@ -6,6 +6,7 @@ pedals that stand in another chunk, SMPTE time. Writing is done by mido.
 """
 
 import struct
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,11 +66,29 @@ class Song:
     file_tick: int  # ticks of the score to one of the file: 1, in SMPTE time 2
     are_patterns: bool  # a file of format 2: what one chunk sets does not hold in another
 
+    def seconds_at(self, ticks: IntArray) -> NDArray[np.float64]:
+        """When ticks, (N,), are played, in seconds, by the whole tempo map."""
+        changes, tempos = (np.array(column) for column in zip(*self.tempos, strict=True))
+        tick_seconds = 60 / tempos / self.score.ticks_per_beat
+        elapsed = np.concatenate([[0.0], np.cumsum(np.diff(changes) * tick_seconds[:-1])])  # at each change
+        last = np.searchsorted(changes, ticks, side="right") - 1
+        return elapsed[last] + (ticks - changes[last]) * tick_seconds[last]
+
+
+def in_force(changes: tuple[tuple[int, T], ...], tick: int) -> T:
+    """Of changes by tick the last at a tick or before it."""
+    return changes[bisect_right(changes, tick, key=lambda change: change[0]) - 1][1]
+
 
 def load_midi(path: Path) -> Score:
     """read_midi for a command: whatever is wrong with the file becomes a UserError that names it."""
+    return load_song(path).score
+
+
+def load_song(path: Path) -> Song:
+    """read_song likewise."""
     try:
-        return read_midi(path)
+        return read_song(path.read_bytes())
     except MidiError as error:
         raise UserError(f"{path} {error}") from None
     except OSError as error:
@@ -112,15 +131,6 @@ def read_song(data: bytes) -> Song:
         factor,
         reading.are_patterns,
     )
-
-
-def read_tempos(source: Path | bytes) -> tuple[IntArray, NDArray[np.float64]]:
-    """A file's tempo map on its score's clock: from tick[i] on a beat lasts beat_seconds[i]; both (T,).
-
-    Raises what read_midi does.
-    """
-    ticks, tempos = zip(*read_song(source if isinstance(source, bytes) else source.read_bytes()).tempos, strict=True)
-    return np.array(ticks, np.int64), 60 / np.array(tempos)
 
 
 def _map(changes: list[tuple[int, T]], default: T) -> tuple[tuple[int, T], ...]:

@@ -9,18 +9,15 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
-from midigpt.files import UserError, printable
+from midigpt.files import UserError, counted, printable
 from midigpt.general_midi import PROGRAMS
 from midigpt.language import GRID
-from midigpt.midi import Song, read_song
+from midigpt.midi import Song, in_force, read_song
 from midigpt.midi_bytes import MidiError
 from midigpt.score import NO_PEDAL, IntArray, Score, Track
-
-T = TypeVar("T")
 
 OVERHANG = 1 / 4  # of a beat that a last note may ring beyond the beat of the cut
 
@@ -98,10 +95,10 @@ class Prompt:
 
     def tempo_at(self, tick: int) -> float:
         """Quarter notes a minute."""
-        return _in_force(self.tempos, tick)
+        return in_force(self.tempos, tick)
 
     def meter_at(self, tick: int) -> tuple[int, int]:
-        return _in_force(self.meters, tick)
+        return in_force(self.meters, tick)
 
     def cut(self, at: int | None = None) -> int:
         """The tick where a continuation begins: the start of bar `at`, else the first beat from the last note's end on,
@@ -128,8 +125,9 @@ class Prompt:
         if at < 2:
             raise UserError(f"--at {at} leaves nothing to go on from; bars count from 1, so 2 is the least")
         if at > self.bars + 1:
-            count = "1 bar" if self.bars == 1 else f"{self.bars} bars"
-            raise UserError(f"--at {at} is behind the end of {printable(str(self.path))}, which has {count}")
+            raise UserError(
+                f"--at {at} is behind the end of {printable(str(self.path))}, which has {counted(self.bars, 'bar')}"
+            )
         tick = self.bar_start(at)
         first = min(int(track.onset[0]) for track in self.score.tracks if len(track))
         if first >= tick:
@@ -172,29 +170,17 @@ def before(prompt: Prompt, cut: int, start: int = 0) -> Score:
     latest = max((beat * (2 * prompt.steps(cut - start) - 1) - 1) // (2 * GRID), 0)
     tracks = []
     for track, programs in zip(prompt.score.tracks, prompt.song.programs, strict=True):
-        is_inside = (track.onset >= start) & (track.onset < cut)
-        onset, duration, pitch, velocity = (
-            column[is_inside] for column in (track.onset, track.duration, track.pitch, track.velocity)
-        )
-        end = np.minimum(onset + duration, cut) - start
-        onset = np.minimum(onset - start, latest)
-        order = np.lexsort((pitch, onset))
+        inside = track.select((track.onset >= start) & (track.onset < cut))
+        end = np.minimum(inside.onset + inside.duration, cut) - start
+        onset = np.minimum(inside.onset - start, latest)
         pedal = np.clip(track.pedal, start, cut) - start
         begun = track.onset[track.onset < cut]
         program = track.program
         if len(begun):  # the one in force at the part's last note, which continue_midi puts back
-            program = _in_force(((-1, 0), *programs), int(begun[-1]))
-        tracks.append(
-            replace(
-                track,
-                program=program,
-                onset=onset[order],
-                duration=(end - onset)[order],
-                pitch=pitch[order],
-                velocity=velocity[order],
-                pedal=pedal[pedal[:, 0] < pedal[:, 1]],
-            )
-        )
+            program = in_force(((-1, 0), *programs), int(begun[-1]))
+        pedal = pedal[pedal[:, 0] < pedal[:, 1]]
+        inside = replace(inside, program=program, onset=onset, duration=end - onset, pedal=pedal)
+        tracks.append(inside.select(np.lexsort((inside.pitch, onset))))
     return Score(beat, tuple(tracks), prompt.tempo_at(cut), prompt.meter_at(cut))
 
 
@@ -206,21 +192,13 @@ def after(prompt: Prompt, cut: int, track: Track, ticks_per_beat: int, start: in
     """
     unit = prompt.song.file_tick
     since = prompt.steps(cut - start) * ticks_per_beat // GRID
-    is_late = track.onset >= since
+    late = track.select(track.onset >= since)
 
     def ticks(times: IntArray) -> IntArray:
         return cut + (2 * prompt.score.ticks_per_beat * (times - since) // (ticks_per_beat * unit) + 1) // 2 * unit
 
-    onset = ticks(track.onset[is_late])
-    end = ticks((track.onset + track.duration)[is_late])
-    return replace(
-        track,
-        onset=onset,
-        duration=np.maximum(end - onset, unit),
-        pitch=track.pitch[is_late],
-        velocity=track.velocity[is_late],
-        pedal=NO_PEDAL,
-    )
+    onset, end = ticks(late.onset), ticks(late.onset + late.duration)
+    return replace(late, onset=onset, duration=np.maximum(end - onset, unit), pedal=NO_PEDAL)
 
 
 def describe_parts(prompt: Prompt) -> list[str]:
@@ -228,15 +206,10 @@ def describe_parts(prompt: Prompt) -> list[str]:
     lines = []
     for number, track in enumerate(prompt.score.tracks, start=1):
         sound = "drums" if track.is_drum else f"{PROGRAMS[track.program]} (program {track.program})"
-        notes = "1 note" if len(track) == 1 else f"{len(track)} notes"
         name = printable(track.name).strip()
-        lines.append(f"{number}: {sound}, {notes}" + (f', named "{name[:40]}"' if name else ""))
+        lines.append(f"{number}: {sound}, {counted(len(track), 'note')}" + (f', named "{name[:40]}"' if name else ""))
     return lines
 
 
 def _bar_ticks(beat: int, meter: tuple[int, int]) -> Fraction:
     return Fraction(4 * beat * meter[0], meter[1])
-
-
-def _in_force(changes: tuple[tuple[int, T], ...], tick: int) -> T:
-    return changes[bisect_right(changes, tick, key=lambda change: change[0]) - 1][1]

@@ -40,10 +40,10 @@ class Track:
             )
         )
 
-    def from_tick(self, tick: int) -> "Track":
-        """The notes that start at a tick or later."""
+    def select(self, rows: IntArray | NDArray[np.bool_]) -> "Track":
+        """Some notes: those of a mask (N,), or in the order of indices."""
         columns = ("onset", "duration", "pitch", "velocity")
-        return replace(self, **{column: getattr(self, column)[self.onset >= tick] for column in columns})
+        return replace(self, **{column: getattr(self, column)[rows] for column in columns})
 
     @property
     def end(self) -> int:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from midigpt import tones
 from midigpt.files import UserError, install, replacing
-from midigpt.midi import load_midi, read_tempos
-from midigpt.midi_bytes import END_OF_TRACK, MidiError, clock, read_events, split_file, write_number
+from midigpt.midi import Song, in_force, load_song
+from midigpt.midi_bytes import END_OF_TRACK, MidiError, read_events, split_file, write_number
 
 # Where Debian, Fedora, Arch, Homebrew and people themselves put soundfonts.
 SOUNDFONT_FOLDERS = (
@@ -62,13 +62,13 @@ def render_wav(midi: Path, wav: Path) -> str:
     That is fluidsynth; where it is missing, the packages of the `audio` extra; where they are, plain tones. Raises
     UserError where the file can't be read or is too long.
     """
-    score = load_midi(midi)
-    seconds = float(tones.seconds_at(midi, score, np.array([score.end]))[0])
+    song = load_song(midi)
+    (seconds,) = song.seconds_at(np.array([song.score.end])).tolist()
     if seconds > 60 * MAX_MINUTES:
         raise UserError(f"{midi} lasts {seconds / 3600:.1f} hours; a .wav is made of up to {MAX_MINUTES} minutes")
     failures = []
-    data = _playable(midi.read_bytes(), score.end)
-    renderers = (_fluidsynth, _midirenderer, lambda *_: _tones(midi))
+    data = _playable(midi.read_bytes(), song)
+    renderers = (_fluidsynth, _midirenderer, lambda *_: _tones(song))
     for render in renderers:
         try:
             name, samples, rate = render(data, seconds)
@@ -138,17 +138,16 @@ def _complaint(status: int, errors: bytes) -> str:
     return lines[-1] if lines else f"exit status {status}"
 
 
-def _playable(data: bytes, end: int) -> bytes:
-    """A file's bytes without what comes later than TAIL seconds after a tick of its score, the last note's end.
+def _playable(data: bytes, song: Song) -> bytes:
+    """A file's bytes without what comes later than TAIL seconds after the last note's end.
 
     Renderers stop at the end of the last track: some of these are hours late, others leave a note no time to ring. And
     of a damaged chunk they take nothing, so it is cut where it breaks off.
     """
     _, division, chunks = split_file(data)
-    ticks_per_beat, factor, _ = clock(division)
-    changes, beat_seconds = read_tempos(data)
-    tempo = beat_seconds[np.searchsorted(changes, end, side="right") - 1]
-    end = (end + int(TAIL / tempo * ticks_per_beat)) // factor
+    end = song.score.end
+    beat_seconds = 60 / in_force(song.tempos, end)
+    end = (end + int(TAIL / beat_seconds * song.score.ticks_per_beat)) // song.file_tick
     bodies = [_events_until(chunk, end) for chunk in chunks]
     header = struct.pack(">4sIHHH", b"MThd", 6, 1, len(bodies), division)
     return header + b"".join(b"MTrk" + struct.pack(">I", len(body)) + body for body in bodies)
@@ -166,9 +165,9 @@ def _events_until(chunk: bytes, end: int) -> bytes:
     return b"".join([*pieces, write_number(end - now), bytes((0xFF, END_OF_TRACK, 0))])
 
 
-def _tones(midi: Path) -> tuple[str, Samples, int]:
+def _tones(song: Song) -> tuple[str, Samples, int]:
     hint = f"for real instruments: apt install fluidsynth fluid-soundfont-gm, or {install('audio')}"
-    return f"built-in tones ({hint})", tones.synthesize(midi), tones.RATE
+    return f"built-in tones ({hint})", tones.synthesize(song), tones.RATE
 
 
 def read_wav(source: Path | IO[bytes]) -> tuple[Samples, int]:

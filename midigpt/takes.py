@@ -187,7 +187,3 @@ def find_model(recipe: dict[str, Any], root: Path, model: Path | None, take: Pat
                 return folder
     why = f"{model} is another one" if model else f"no run in {root / 'train' / 'runs'} has it; name it with --model"
     raise UserError(f"{take} was written by the model {recipe['model']}, then in {recipe['by']}: {why}")
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

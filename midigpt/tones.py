@@ -4,15 +4,14 @@ It hears notes, velocities, the sustain pedal and tempo changes; no other contro
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from midigpt.general_midi import drum_kind
 from midigpt.language import held_ends
-from midigpt.midi import load_midi, read_tempos
-from midigpt.score import IntArray, Score, Track
+from midigpt.midi import Song
+from midigpt.score import IntArray, Track
 
 Sound = NDArray[np.float32]  # samples between -1 and 1 or, before levelling, of any size
 
@@ -61,23 +60,14 @@ DRUMS = {
 OPEN_HI_HAT = 46
 
 
-def seconds_at(midi: Path, score: Score, ticks: IntArray) -> NDArray[np.float64]:
-    """When ticks of a file's score are played, in seconds, by the file's whole tempo map."""
-    changes, beat_seconds = read_tempos(midi)
-    tick_seconds = beat_seconds / score.ticks_per_beat
-    elapsed = np.concatenate([[0.0], np.cumsum(np.diff(changes) * tick_seconds[:-1])])  # at each change
-    last = np.searchsorted(changes, ticks, side="right") - 1
-    return elapsed[last] + (ticks - changes[last]) * tick_seconds[last]
-
-
-def synthesize(midi: Path) -> Sound:
-    """A MIDI file as sound, (samples, 2: left and right), at RATE. Raises UserError where it can't be read."""
-    score = load_midi(midi)
+def synthesize(song: Song) -> Sound:
+    """A MIDI file as sound, (samples, 2: left and right), at RATE."""
+    score = song.score
     plays = []
     for track in score.tracks:
         end = track.onset + track.duration
         end = held_ends(end, track.pedal) if len(track.pedal) and not track.is_drum else end
-        first, last = (np.rint(seconds_at(midi, score, tick) * RATE).astype(np.int64) for tick in (track.onset, end))
+        first, last = (np.rint(song.seconds_at(tick) * RATE).astype(np.int64) for tick in (track.onset, end))
         plays.append((track, first, last - first))
     length = max(int((first + samples).max()) for _, first, samples in plays) + 2 * RATE
     sound = np.zeros((length, 2), np.float32)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from midigpt import sound
 from midigpt.files import UserError
-from midigpt.midi import write_midi
+from midigpt.midi import load_song, write_midi
 from midigpt.score import Score, track_from_notes
 from midigpt.sound import play, read_wav, render_wav
 from tests.conftest import PROJECT
@@ -181,7 +181,7 @@ def test_a_renderer_gets_a_file_that_ends_in_time_and_is_whole(
     assert render_wav(midi, midi.with_suffix(".wav")) == "midirenderer with TimGM6mb.sf2"
     samples, rate = read_wav(midi.with_suffix(".wav"))
     assert 2.02 < len(samples) / rate <= 2 + sound.TAIL
-    playable = mido.MidiFile(file=BytesIO(sound._playable(midi.read_bytes(), 1920)))
+    playable = mido.MidiFile(file=BytesIO(sound._playable(midi.read_bytes(), load_song(midi))))
     assert playable.length == pytest.approx(2 + sound.TAIL)
 
 
