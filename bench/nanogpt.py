@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from midigpt.files import UserError
-from midigpt.model import GPT
+from midigpt.model import GPT, ModelConfig
 from midigpt.tokenizer import Tokens
 
 FIRST_SEED = 1337  # train.py's own
@@ -66,21 +66,18 @@ def _module(checkout: Path) -> ModuleType:
     return module
 
 
-def build(checkout: Path, shape: Shape) -> nn.Module:
-    """Its model as train.py makes it, without biases and dropout; what it prints meanwhile is dropped."""
+def build(checkout: Path, shape: Shape | ModelConfig, bias: bool = False) -> nn.Module:
+    """Its model as train.py makes it, without dropout; what it prints meanwhile is dropped."""
     module = _module(checkout)
     sizes = {name: getattr(shape, name) for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")}
     with redirect_stdout(io.StringIO()):
-        model: nn.Module = module.GPT(module.GPTConfig(**sizes, dropout=0.0, bias=False))
+        model: nn.Module = module.GPT(module.GPTConfig(**sizes, dropout=0.0, bias=bias))
     return model
 
 
 def with_weights(checkout: Path, ours: GPT) -> nn.Module:
     """Its model of GPT-2's shape, biases included, with the weights of ours."""
-    module, c = _module(checkout), ours.config
-    sizes = {name: getattr(c, name) for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")}
-    with redirect_stdout(io.StringIO()):
-        model: nn.Module = module.GPT(module.GPTConfig(**sizes, dropout=0.0, bias=True))
+    model = build(checkout, ours.config, bias=True)
     weights = {
         name: value.t() if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else value
         for name, value in ours.state_dict().items()

@@ -6,6 +6,7 @@ scale a row, as in LLM.int8(), arXiv 2208.07339, without its outliers).
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midigpt.devices import autocast, fast_bf16
-from midigpt.model import GPT, RMS_NORM_EPS, Cache, Conv1D, RMSNorm, rotary_angles, rotate
+from midigpt.model import GPT, RMS_NORM_EPS, Angles, Cache, Conv1D, RMSNorm, rotary_angles, rotate
 
 Weights = Literal["float32", "bfloat16", "int8"]
 Operation = Callable[[Tensor], Tensor]
@@ -85,7 +86,7 @@ class Decoder:
         """Logits (B, V) behind documents (B, T), or one (1, T) for all, which are read from the beginning."""
         T = tokens.shape[1]
         positions = torch.arange(T, device=self.device)[None]
-        with autocast(str(self.device)) if self.prepared.weights != "float32" else torch.autocast("cpu", enabled=False):
+        with nullcontext() if self.prepared.weights == "float32" else autocast(str(self.device)):
             logits = self.model(tokens, positions, self.cache)[:, -1]
         self.position.fill_(T)
         return logits.float().expand(self.batch_size, -1)
@@ -93,12 +94,18 @@ class Decoder:
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         """Logits (B, V) behind one more token of each document, (B,)."""
-        model = self.prepared
+        model, angles, mask = self.prepared, None, None
         x = F.embedding(tokens, model.embedding)  # (B, C)
         if self.model.config.type == "gpt2":
             x = x + self._at_position(model.place)
+        else:
+            cos, sin = model.angles
+            angles = self._at_position(cos), self._at_position(sin)
+        if self.fixed_shapes:
+            mask = (torch.arange(self.span, device=self.device) <= self.position)[None, None, None]
         for number, layer in enumerate(model.layers):
-            x = x + layer.out(self._attend(number, layer, layer.qkv(layer.before_attention(x))))
+            qkv = layer.qkv(layer.before_attention(x))
+            x = x + layer.out(self._attend(number, layer, qkv, angles, mask))
             x = x + layer.mlp(layer.before_mlp(x))
         self.cache.length += 1
         self.position += 1
@@ -110,21 +117,18 @@ class Decoder:
             return table.index_select(0, self.position)
         return table[self.cache.length : self.cache.length + 1]
 
-    def _attend(self, number: int, layer: _Layer, qkv: Tensor) -> Tensor:
+    def _attend(self, number: int, layer: _Layer, qkv: Tensor, angles: Angles | None, mask: Tensor | None) -> Tensor:
         """Attention (B, C) of one token's queries to the keys and values kept and its own."""
         config, B = self.model.config, self.batch_size
         heads, kv_heads, D = config.n_head, config.n_kv_head, config.head_dim
         q, k, v = qkv.view(B, heads + 2 * kv_heads, D).split([heads, kv_heads, kv_heads], dim=1)
-        if config.type == "qwen3":
-            cos, sin = self.prepared.angles
-            angles = self._at_position(cos), self._at_position(sin)
+        if angles:
             q, k = rotate(layer.q_norm(q), angles), rotate(layer.k_norm(k), angles)
         keys, values = self.cache.keys[number], self.cache.values[number]  # (B, K, S, D)
         q = q.reshape(B, kv_heads, heads // kv_heads, D)  # those that share keys as if they were tokens
-        if self.fixed_shapes:
+        if mask is not None:
             keys.index_copy_(2, self.position, k[:, :, None])
             values.index_copy_(2, self.position, v[:, :, None])
-            mask = (torch.arange(self.span, device=self.device) <= self.position)[None, None, None]
             y = F.scaled_dot_product_attention(q, keys[:, :, : self.span], values[:, :, : self.span], attn_mask=mask)
         else:
             end = self.cache.length + 1

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from midigpt.kernels import IGNORED
-from midigpt.tokenizer import START
+from midigpt.tokenizer import token_texts
 from midigpt.train_data import Side, line_tokens
 
 LOGITS_AT_ONCE = 1 << 25  # numbers: 128 MB
@@ -43,8 +43,7 @@ class Evaluation:
         self.val = val
         self.windows = evaluation_windows(val, block_size)
         self.tokens_read = sum(end - start for start, end, _ in self.windows)
-        texts = (tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size()))
-        notes_of = np.array([text.count("|") if text != START else 0 for text in texts])
+        notes_of = np.array([text.count("|") for text in token_texts(tokenizer)])
         notes = notes_of[val.tokens]  # (N,) that end in each token
         document = np.repeat(np.arange(len(val.docs)), val.ends - val.docs[:, 0])
         before = np.cumsum(notes) - notes

@@ -4,7 +4,7 @@ The grammar leaves out every token that would break the language, so every take 
 own random numbers, one a token, so that its draws depend on its seed alone.
 """
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from midigpt.automaton import DRUM_KEYS, PIANO
 from midigpt.decoder import Decoder, Prepared, Weights
 from midigpt.files import UserError
 from midigpt.grammar import Grammar, Place
-from midigpt.language import GRID, Header, keep_fields, read_header, split_header, steps_of
+from midigpt.language import DEFAULT_KEY, GRID, Header, keep_fields, read_header, split_header, steps_of
 from midigpt.model import GPT
 from midigpt.tokenizer import START_ID
 
@@ -96,12 +96,8 @@ def compose(
 
     Notes that are not drums stay within `keys`.
     """
-    prepared = Prepared(model, weights)
     grammar = Grammar(tokenizer, wishes, not length.is_given, keys, device=drawing_device(model))
-    written = []
-    for first, batch in _batches(takes, prepared.device):
-        writer = Writer(Decoder(prepared, batch), tokenizer, grammar, drawing, first)
-        written += writer.write([START_ID], grammar.start(batch), [length] * batch)
+    written = _write(Prepared(model, weights), tokenizer, grammar, drawing, [START_ID], DEFAULT_KEY, [length] * takes)
     return [lines.text for lines in written]
 
 
@@ -126,10 +122,26 @@ def go_on(
     may_end, device = not lengths[0].is_given, drawing_device(prepared.model)
     grammar = Grammar(tokenizer, None, may_end, keys, drums, read.is_drum, device)
     ids = [START_ID, *tokenizer.encode(without_key(header) + body).ids]
+    return _write(prepared, tokenizer, grammar, drawing, ids, reference, lengths, read)
+
+
+def _write(
+    prepared: Prepared,
+    tokenizer: Tokenizer,
+    grammar: Grammar,
+    drawing: Drawing,
+    given: list[int],
+    pitch: int,
+    lengths: Sequence[Length],
+    header: Header | None = None,
+) -> list[Lines]:
+    """Go on behind the same tokens for each length, as many takes at once as suit the device."""
+    most = AT_ONCE_ON_GPU if prepared.device.type == "cuda" else AT_ONCE
     written = []
-    for first, batch in _batches(len(lengths), prepared.device):
-        writer = Writer(Decoder(prepared, batch), tokenizer, grammar, drawing, first)
-        written += writer.write(ids, grammar.start(batch, reference), lengths[first : first + batch], read)
+    for first in range(0, len(lengths), most):
+        some = lengths[first : first + most]
+        writer = Writer(Decoder(prepared, len(some)), tokenizer, grammar, drawing, first)
+        written += writer.write(given, grammar.start(len(some), pitch), some, header)
     return written
 
 
@@ -137,12 +149,6 @@ def drawing_device(model: GPT) -> torch.device:
     """Where tokens are drawn: on the GPU with the model, else on the CPU (MPS has no float64)."""
     device = next(model.parameters()).device
     return device if device.type == "cuda" else torch.device("cpu")
-
-
-def _batches(takes: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """The first take of each batch, and how many it has."""
-    most = AT_ONCE_ON_GPU if device.type == "cuda" else AT_ONCE
-    return ((first, min(most, takes - first)) for first in range(0, takes, most))
 
 
 def without_key(header: str) -> str:
@@ -161,11 +167,10 @@ class Writer:
         if decoder.model.config.block_size < 2:
             raise UserError("a model that reads one token at a time can't write music; train one with longer blocks")
         self.decoder, self.tokenizer, self.grammar, self.drawing = decoder, tokenizer, grammar, drawing
-        self._texts = ["" if t == START_ID else tokenizer.id_to_token(t) or "" for t in range(len(grammar))]
         rows, device = range(decoder.batch_size), drawing_device(decoder.model)
         self._random = [torch.Generator().manual_seed(drawing.seed + first + row) for row in rows]
         # What a step reads and writes, always in the same places, as a captured graph needs it.
-        self._logits = torch.zeros(len(rows), len(grammar), device=device)
+        self._logits = torch.zeros(len(rows), len(grammar.texts), device=device)
         self._place = grammar.start(len(rows))
         self._uniform = torch.zeros(len(rows), TOKENS_A_LOOK, device=device)
         self._drawn = torch.zeros(len(rows), TOKENS_A_LOOK, dtype=torch.long, device=device)
@@ -190,11 +195,11 @@ class Writer:
             raise UserError("the model's weights are broken: it gives no numbers; use another checkpoint")
         while not all(row.is_done for row in rows):
             if self.decoder.room == 0:
-                self.read([self._latest(ids) for ids in tokens])
+                self.read([head + latest for head, latest in map(self._latest, tokens)])
             for row, ids, drawn in zip(rows, tokens, self.draw_some(), strict=True):
                 ids += drawn
                 for token in drawn:
-                    row.add(self._texts[token])
+                    row.add(self.grammar.texts[token])
         return [Lines(row.text, row.notes, row.now) for row in rows]
 
     def read(self, ids: list[list[int]]) -> None:
@@ -205,23 +210,21 @@ class Writer:
         """All tokens of a document, or its header and as many of its latest lines as leave room."""
         if len(ids) < self.decoder.room:
             return ids
-        latest = self._latest(ids)
-        head = len(self._head(ids))
-        starts = [n for n in range(head, len(latest)) if self._texts[latest[n - 1]].endswith("\n")]
-        return latest[:head] + latest[starts[1] if len(starts) > 1 else head :]
+        head, latest = self._latest(ids)
+        ends = (n for n, token in enumerate(latest[:-1], start=1) if self.grammar.texts[token].endswith("\n"))
+        return head + latest[next(ends, 0) :]
 
-    def _latest(self, ids: list[int]) -> list[int]:
-        """The header and the latest tokens, as many as of any other document of the batch."""
+    def _latest(self, ids: list[int]) -> tuple[list[int], list[int]]:
+        """Start token and header, and the latest tokens; together as many as of any other document of the batch.
+
+        The header goes without its key: that is the pitch of a note no longer read.
+        """
         room = max(int(self.decoder.model.config.block_size * KEPT), 1)
-        head = self._head(ids)
-        return head + ids[len(head) - room :]
-
-    def _head(self, ids: list[int]) -> list[int]:
-        """Start token and header, without its key: that is the pitch of a note no longer read."""
-        end = next((n for n, token in enumerate(ids) if self._texts[token].endswith("\n")), 0) + 1
-        header = "".join(self._texts[token] for token in ids[:end])
+        end = next((n for n, token in enumerate(ids, start=1) if self.grammar.texts[token].endswith("\n")), 1)
+        header = "".join(self.grammar.texts[token] for token in ids[:end])
         head = [START_ID, *self.tokenizer.encode(without_key(header)).ids] if header.startswith("#") else [START_ID]
-        return head[: int(self.decoder.model.config.block_size * KEPT) // 2]
+        head = head[: room // 2]
+        return head, ids[len(head) - room :]
 
     def draw_some(self) -> list[list[int]]:
         """As many more tokens of each row as are drawn between two looks."""

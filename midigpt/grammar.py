@@ -17,7 +17,7 @@ from torch import Tensor
 from midigpt.automaton import DRUM_KEYS, END, FIELDS, KINDS, SPARE, make_bounds, pitches_for, write_out
 from midigpt.language import ALPHABET, DEFAULT_KEY
 from midigpt.score import IntArray
-from midigpt.tokenizer import START, ranges
+from midigpt.tokenizer import START_ID, ranges, token_texts
 
 _NONE = -128  # stands for no first note in a token
 
@@ -60,22 +60,17 @@ class Grammar:
             values["program"] = [value for value in values["program"] if value != "d"]
         bounds = make_bounds(values, drums)
         states, characters = write_out(("begin",) if is_drum is None else ("line", is_drum, "on"), bounds)
-        names = (tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size()))
-        texts = tuple(END if name == START else name for name in names)
-        tables = _compose(characters, texts, keys)
+        self.texts = token_texts(tokenizer)
+        tables = _compose(characters, tuple(self.texts), keys)
         if not may_end:
             ends = [n for state, n in states.items() if state[0] == "line"]
-            tables["next"][ends, texts.index(END)] = -1
+            tables["next"][ends, START_ID] = -1
         tensors = {name: torch.from_numpy(table).to(device) for name, table in tables.items()}
         self._next, self._low, self._high = tensors["next"], tensors["low"], tensors["high"]
         self._keep, self._add, self._first, self._turn = (tensors[name] for name in ("keep", "add", "first", "turn"))
         needs = torch.tensor([pitches_for(state, keys, drums) for state in states], dtype=torch.int16, device=device)
         self._below, self._above = needs.T
         self._is_drum, self._device = is_drum, device
-
-    def __len__(self) -> int:
-        """The tokens there are."""
-        return self._next.shape[1]
 
     def start(self, batch_size: int, pitch: int = DEFAULT_KEY) -> Place:
         """Where documents begin, or lines go on: the next one counts from `pitch`."""
@@ -111,7 +106,7 @@ class _Trie(NamedTuple):
 @lru_cache(maxsize=4)
 def _trie(texts: tuple[str, ...]) -> _Trie:
     number = {c: i for i, c in enumerate(END + ALPHABET)}
-    token = {text: n for n, text in enumerate(texts) if text and all(c in number for c in text)}
+    token = {text: n for n, text in enumerate(texts) if text and all(c in number for c in text)} | {END: START_ID}
     beginnings = {"": [0, 0]} | {text[:end]: [0, 0] for text in token for end in range(1, len(text) + 1)}
     ordered = sorted(beginnings, key=lambda text: (len(text), text))
     for n, text in enumerate(ordered[1:], start=1):

@@ -150,7 +150,8 @@ _LIMITS = """\
 ## What it must not be taken for
 
 - It imitates the music it was trained on: it has no ear, no taste and no words.
-- It can repeat passages of that music note for note, also in another key; nothing here prevents or detects it.
+- It can repeat passages of that music note for note, also in another key. Nothing prevents it; midigpt says of each
+  take that it writes how long a passage of it stands in the training songs.
 - Intervals leave it unsure of where on the keyboard it is in the long run, and the context is short.
 - Bits per note compare models on the same held-out songs. They do not say whether a take is good.
 - This card claims no licence. What the training music's licences allow, of this model and of its takes, is for those

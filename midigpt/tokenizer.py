@@ -106,6 +106,12 @@ def tokenizer_path(root: Path) -> Path:
     return root / "cache" / "tokenizer.json"
 
 
+def token_texts(tokenizer: Tokenizer) -> list[str]:
+    """What each token stands for; "" for the start token, which stands for no text."""
+    texts = (tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size()))
+    return ["" if text == START else text for text in texts]
+
+
 def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 

@@ -181,9 +181,11 @@ def _pack(some: list[tuple[Song, list[str]]], encode: LineEncoder, split: Split)
     lines: tuple[list[str], list[str]] = [], []
     begins: tuple[list[int], list[int]] = [], []  # where in these lines each document begins
     songs_of, notes = [0, 0], [0, 0]
+    training: list[tuple[str, list[str]]] = []
     for song, texts in some:
         side = int(split.is_val(song))
         songs_of[side] += 1
+        training += [] if side else [(song.name, texts)]
         for number, text in enumerate(texts, start=1):
             header, body = split_header(text)
             begins[side].append(len(lines[side]))
@@ -197,7 +199,6 @@ def _pack(some: list[tuple[Song, list[str]]], encode: LineEncoder, split: Split)
         first = np.array(begins[side], np.int64)
         docs = np.stack([position[first], position[first + 2]], axis=1)
         packed.append(Packed(songs_of[side], notes[side], tokens.tobytes(), docs))
-    training = [(song.name, texts) for song, texts in some if not split.is_val(song)]
     return Batch((packed[0], packed[1]), read_passages(training))
 
 

@@ -40,7 +40,7 @@ class Args:
     top_p: float | None = None
     """Draw from the likeliest tokens that together have this probability."""
     min_p: float | None = None
-    """Draw from tokens at least this many times as likely as the likeliest."""
+    """Draw from tokens with at least this share of the likeliest one's probability."""
     seed: int = 0
     """The same seed gives the same takes and figures."""
     device: str | None = None
