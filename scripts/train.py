@@ -10,14 +10,12 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
-from midigpt.config import as_table, as_words, from_table, load_preset, parse_config
-from midigpt.files import UserError, append_line, lock, make, read_json, write_text
-from midigpt.settings import Config, validate
+from midigpt.config import as_table, as_words, parse_config
+from midigpt.files import UserError, append_line, lock, read_json, write_text
+from midigpt.settings import Config
 
 BEGUN = time.perf_counter()
 
-EPOCHS, MINUTES = 20.0, 30.0  # where no length is given
-LENGTHS = {"max_steps", "epochs", "minutes"}
 TRIAL_STEPS = 3  # to find the speed
 SAVE_SECONDS = 300  # between savings of latest/, so that a power cut costs minutes
 EXPLODED = 1.5  # nats per token above the best so far: a run that has gone wrong
@@ -39,7 +37,6 @@ from types import FrameType
 import numpy as np
 import torch
 import torch.distributed as dist
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -53,7 +50,6 @@ from midigpt.devices import (
     fitting,
     keep_freed_memory,
     peak_flops,
-    pick_device,
 )
 from midigpt.evaluate import Evaluation, unigram_bits_per_note
 from midigpt.generate import Drawing, Length, compose
@@ -64,14 +60,13 @@ from midigpt.model import build_model, flops_per_token, model_config, set_dropou
 from midigpt.optimizer import groups, make_optimizers, optimizer_state, restore_optimizer_state, update
 from midigpt.plan import (
     averaging_weight,
-    choose_preset,
     is_decaying,
     learning_rate_factor,
     regularisation,
     steps_between_evaluations,
     steps_that_fit,
 )
-from midigpt.tokenizer import file_sha256, tokenizer_path
+from midigpt.start import LENGTHS, check_same, check_size, complete, find_tokenizer
 from midigpt.train_data import load_side
 
 # --- data and configuration ------------------------------------------------------------------------------
@@ -87,65 +82,11 @@ then: dict[str, Any] = read_json(latest / "run.json") if latest else {}  # when 
 if latest and config.init_from and str(config.init_from) != then["config"].get("init_from"):
     raise UserError(f"{run_folder} was not begun from {config.init_from}; begin a new run with --run NAME")
 origin = load_checkpoint(config.init_from)[0] if config.init_from and not latest else None
-if config.config:
-    why = f"as --config {config.config} says"
-else:
-    if latest:
-        default, why = from_table(Config, then["config"], str(latest)), "as it was begun"
-    elif origin:
-        table = {name: value for name, value in asdict(origin.config).items() if name in asdict(config.model)}
-        default, why = from_table(Config, {"model": table}, ""), f"as {config.init_from} has it"
-    else:
-        preset, reason = choose_preset(len(train.tokens), (config.device or pick_device()).partition(":")[0])
-        default, why = load_preset(Config, preset), f"--config {preset}: {reason}"
-    config = parse_config(Config, __doc__, replace(default, root=config.root, run=config.run))
-validate(config)
+config, why = complete(config, __doc__, latest, then, origin, len(train.tokens))
 shape = config.model
-if given := {name for name in LENGTHS if any(arg.replace("-", "_").startswith(f"__{name}") for arg in sys.argv[1:])}:
-    rest: dict[str, Any] = dict.fromkeys(LENGTHS - given)
-    config = replace(config, **rest)
-elif not any(getattr(config, name) for name in LENGTHS):
-    config = replace(config, epochs=EPOCHS, minutes=MINUTES)
-if len(train.tokens) <= shape.block_size:
-    raise UserError(
-        f"{config.root / 'train' / 'train.bin'} has {len(train.tokens)} tokens, no more than one block of"
-        f" {shape.block_size}; add music, or train on shorter blocks: --model.block-size"
-    )
-if config.batch_size % (world * (config.micro_batch_size or 1)):
-    raise UserError(
-        f"--batch-size {config.batch_size} is not a multiple of {world} processes times --micro-batch-size"
-        f" {config.micro_batch_size or 1}"
-    )
-differences = {  # what must stay as it was for a run to go on, in the words of a refusal
-    "another tokenizer": lambda run: run["data"]["tokenizer"],
-    "other songs": lambda run: [run["data"]["train"], run["data"]["val"]],
-    f"another shape ({as_words(then['config']['model']) if then else ''})": lambda run: run["config"]["model"],
-    f"another batch size than {config.batch_size}": lambda run: run["config"]["batch_size"],
-    f"another seed than {config.seed}": lambda run: run["config"]["seed"],
-}
-for difference, part in differences.items():
-    if then and part(then) != part({"data": meta, "config": as_table(config)}):
-        raise UserError(f"{run_folder} was begun with {difference}; begin a new run with --run NAME")
-source = latest or config.init_from
-tokenizer_json = source / "tokenizer.json" if source else tokenizer_path(config.root)
-if not tokenizer_json.exists():
-    raise UserError(
-        f"{tokenizer_json} does not exist; name the --init-from whose tokenizer made train.bin, or learn a tokenizer"
-        f" of your own: {make(config.root, 'tokenizer', 'train-bin')}"
-    )
-if file_sha256(tokenizer_json) != meta["tokenizer"]:
-    flags = f' ARGS="--init-from {config.init_from}"' if config.init_from else ""
-    raise UserError(
-        f"train.bin was made with another tokenizer than {tokenizer_json};"
-        f" make it again with: {make(config.root, 'train-bin')}{flags}"
-    )
-tokenizer = Tokenizer.from_file(str(tokenizer_json))
-largest = max(side.tokens.max(initial=0) for side in (train, val))
-if tokenizer.get_vocab_size() != meta["vocab_size"] or largest >= meta["vocab_size"]:
-    raise UserError(
-        f"train.bin or val.bin holds other tokens than the {meta['vocab_size']} that train/meta.json names;"
-        f" make them again with: {make(config.root, 'train-bin')}"
-    )
+check_size(config, len(train.tokens), world)
+check_same(config, run_folder, then, meta)
+tokenizer_json, tokenizer = find_tokenizer(config, latest, meta, max(s.tokens.max(initial=0) for s in (train, val)))
 
 # --- device and processes --------------------------------------------------------------------------------
 
