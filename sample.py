@@ -180,7 +180,8 @@ def begin(args: Args, model: "GPT", tokenizer: "Tokenizer") -> Iterator[Write]:
     """Pieces from nothing: one part each, as a document holds one."""
     from midigpt.automaton import PIANO
     from midigpt.generate import compose
-    from midigpt.language import decode, read_header
+    from midigpt.header import read_header
+    from midigpt.language import decode
     from midigpt.midi import write_midi
     from midigpt.takes import ending_at
 
@@ -270,7 +271,7 @@ def wanted_length(args: Args) -> "Length":
 
 def wishes(args: Args) -> dict[str, str]:
     """The wished fields of the header. Raises UserError for a value that no header has."""
-    from midigpt.language import METERS, nearest_tempo
+    from midigpt.header import METERS, nearest_tempo
 
     fields = {}
     if args.program is not None:

@@ -21,9 +21,9 @@ from variants import VARIANTS
 
 from midigpt.duplicates import PRINT_GRAMS, Clusters, Print, clusters, score_print
 from midigpt.files import UserError, parse_arguments, printable
-from midigpt.language import normalise
 from midigpt.midi import read_midi
 from midigpt.midi_bytes import MidiError
+from midigpt.normal import normalise
 from midigpt.score import Score
 
 RUN = 16  # intervals

@@ -13,7 +13,9 @@ from functools import cache, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from midigpt.language import ALPHABET, GRID, METERS, TEMPOS, VELOCITY_BINS
+from midigpt.header import METERS, TEMPOS
+from midigpt.language import TRACKS
+from midigpt.normal import GRID, VELOCITY_BINS
 
 # The fields of a header in their order, with the values to draw from.
 FIELDS = {
@@ -225,7 +227,7 @@ def write_out(start: State, bounds: Bounds) -> tuple[dict[State, int], NDArray[n
     while waiting:
         state = waiting.pop(0)
         rows.append([])
-        for c in END + ALPHABET:
+        for c in END + TRACKS.alphabet:
             after, effect = _STEPS[str(state[0])](state, c, bounds) or (None, ())
             if after is not None and after not in states:
                 states[after] = len(states)

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from midigpt.files import UserError, make, read_json
-from midigpt.language import LANGUAGE
+from midigpt.language import TRACKS
 from midigpt.model import GPT, LAYER_NORM_EPS, RMS_NORM_EPS, ModelConfig
 from midigpt.model_card import model_card
 from midigpt.tokenizer import START, START_ID
@@ -39,7 +39,7 @@ def save_checkpoint(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _write(temporary, model, tokenizer_json, {"language": LANGUAGE, **run}, state)
+        _write(temporary, model, tokenizer_json, {"language": str(TRACKS), **run}, state)
         for file in temporary.iterdir():
             _to_disk(file)
         with suppress(OSError):  # not every network's file system can do this for a folder
@@ -141,8 +141,8 @@ def load_checkpoint(folder: Path, device: str = "cpu") -> tuple[GPT, Tokenizer, 
         raise
     except Exception as error:  # tokenizers raises nothing narrower
         raise UserError(f"{folder} is a damaged checkpoint ({error})") from None
-    if run.get("language") != LANGUAGE:
-        raise UserError(f"{folder} speaks another language ({run.get('language')}) than this version ({LANGUAGE})")
+    if run.get("language") != str(TRACKS):
+        raise UserError(f"{folder} speaks another language ({run.get('language')}) than this version ({TRACKS})")
     if tokenizer.get_vocab_size() != config.vocab_size:
         raise UserError(
             f"{folder}: the model has {config.vocab_size} tokens, the tokenizer {tokenizer.get_vocab_size()};"

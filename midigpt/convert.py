@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from midigpt.duplicates import Print, batch_prints
 from midigpt.files import UserError
 from midigpt.filters import FilteredError, Filters
-from midigpt.language import Document, LanguageError, encode_batch
+from midigpt.header import LanguageError
+from midigpt.language import Document, encode_batch
 from midigpt.midi_bytes import MidiError
 from midigpt.rescue import rescue
 from midigpt.score import Score

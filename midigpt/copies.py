@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from midigpt.files import UserError, make, read_json, replacing
 from midigpt.instants import moment_time, moved, read_instants
-from midigpt.language import GRID
+from midigpt.normal import GRID
 from midigpt.score import IntArray
 from midigpt.suffixes import MOST, longest_beginnings, sort_suffixes
 

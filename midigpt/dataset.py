@@ -29,7 +29,7 @@ from midigpt.executors import Executor
 from midigpt.files import UserError, printable
 from midigpt.filters import Filters
 from midigpt.index import data_folder, open_index, set_setting, setting, shard_name
-from midigpt.language import LANGUAGE
+from midigpt.language import TRACKS
 from midigpt.storage import UNREADABLE, Folder
 from midigpt.workers import Died
 
@@ -255,7 +255,7 @@ def _shard_chunks(index: sqlite3.Connection, shards: set[int]) -> Iterator[Chunk
 
 
 def _recipe(options: Options) -> str:
-    return f"{LANGUAGE} {options.filters}".strip()
+    return f"{TRACKS} {options.filters}".strip()
 
 
 # --- doing it --------------------------------------------------------------------------------------------
@@ -420,7 +420,7 @@ def _write_manifest(index: sqlite3.Connection, data: Folder) -> None:
     rows = index.execute("SELECT * FROM shards WHERE songs > 0 ORDER BY number").fetchall()
     shards = {shard_name(number): dict(zip(keys, row, strict=True)) for number, *row in rows}
     recipes = [row[0] for row in index.execute("SELECT DISTINCT recipe FROM files WHERE state = 'converted'")]
-    manifest = {"recipe": recipes[0] if recipes else LANGUAGE, "shards": shards}
+    manifest = {"recipe": recipes[0] if recipes else str(TRACKS), "shards": shards}
     data.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
 
 

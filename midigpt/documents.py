@@ -9,8 +9,9 @@ from itertools import islice
 from pathlib import Path
 
 from midigpt.files import UserError
+from midigpt.header import LanguageError
 from midigpt.index import Song, data_folder, open_index, shard_name
-from midigpt.language import LanguageError, check_document
+from midigpt.language import check_document
 from midigpt.storage import Folder
 
 

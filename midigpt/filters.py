@@ -6,7 +6,7 @@ import numpy as np
 
 from midigpt.files import UserError
 from midigpt.general_midi import FAMILIES
-from midigpt.language import normalise
+from midigpt.normal import normalise
 from midigpt.score import Score, Track
 
 DRUMS = "drums"

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from midigpt.automaton import DRUM_KEYS, PIANO
 from midigpt.decoder import Decoder, Prepared, Weights
+from midigpt.encodings.interval import steps_of
 from midigpt.files import UserError
 from midigpt.grammar import Grammar, Place
-from midigpt.language import DEFAULT_KEY, GRID, Header, keep_fields, read_header, split_header, steps_of
+from midigpt.header import DEFAULT_KEY, Header, keep_fields, read_header, split_header
 from midigpt.model import GPT
+from midigpt.normal import GRID
 from midigpt.tokenizer import START_ID
 
 MAX_NOTES = 1000  # of a take that the model does not end

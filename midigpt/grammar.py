@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from midigpt.automaton import DRUM_KEYS, END, FIELDS, KINDS, SPARE, make_bounds, pitches_for, write_out
-from midigpt.language import ALPHABET, DEFAULT_KEY
+from midigpt.header import DEFAULT_KEY
+from midigpt.language import TRACKS
 from midigpt.score import IntArray
 from midigpt.tokenizer import START_ID, ranges, token_texts
 
@@ -105,7 +106,7 @@ class _Trie(NamedTuple):
 
 @lru_cache(maxsize=4)
 def _trie(texts: tuple[str, ...]) -> _Trie:
-    number = {c: i for i, c in enumerate(END + ALPHABET)}
+    number = {c: i for i, c in enumerate(END + TRACKS.alphabet)}
     token = {text: n for n, text in enumerate(texts) if text and all(c in number for c in text)} | {END: START_ID}
     beginnings = {"": [0, 0]} | {text[:end]: [0, 0] for text in token for end in range(1, len(text) + 1)}
     ordered = sorted(beginnings, key=lambda text: (len(text), text))

@@ -34,7 +34,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from midigpt.files import UserError, make
-from midigpt.language import LANGUAGE
+from midigpt.language import TRACKS
 from midigpt.storage import UNREADABLE, Entry, Folder
 
 EXTENSIONS = (".mid", ".midi", ".kar", ".rmi")
@@ -253,9 +253,9 @@ def songs(root: Path) -> Iterator[Song]:
         if not connection.execute(converted).fetchone():
             raise UserError(f"{data} holds no documents yet; make them with: {make(root, 'dataset')}")
         other = f"{converted} AND recipe != ? AND recipe NOT LIKE ?"
-        if connection.execute(other, (LANGUAGE, f"{LANGUAGE} %")).fetchone():
+        if connection.execute(other, (str(TRACKS), f"{TRACKS} %")).fetchone():
             again = make(root, "dataset")
-            raise UserError(f"{data} is in an older language than {LANGUAGE!r}; make it anew with: {again}")
+            raise UserError(f"{data} is in an older language than {str(TRACKS)!r}; make it anew with: {again}")
         columns = f"SELECT name, coalesce(song, music), tracks, shard FROM files WHERE {_USED}"
         first = ""
         page = f"{columns} AND +shard IS NULL AND name >= ? ORDER BY name LIMIT 1000"

@@ -10,7 +10,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from midigpt.language import DEFAULT_KEY, GRID, Header, read_header, split_header
+from midigpt.header import DEFAULT_KEY, Header, read_header, split_header
+from midigpt.normal import GRID
 from midigpt.score import IntArray
 
 TIME_AT = 43  # in a moment: from this bit on the time until the next; below it DRUM, and what begins

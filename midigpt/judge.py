@@ -17,10 +17,12 @@ import numpy as np
 from midigpt.copies import open_copies
 from midigpt.documents import Split, read_songs
 from midigpt.files import UserError, make
+from midigpt.header import LanguageError, read_header, split_header
 from midigpt.index import songs
-from midigpt.language import LanguageError, decode, normalise, read_header, split_header
+from midigpt.language import decode
 from midigpt.likeness import Likeness, Set, compare
 from midigpt.metrics import FEATURES, Feature, FloatArray
+from midigpt.normal import normalise
 from midigpt.score import IntArray, Score, track_from_notes
 
 TAKES, REAL, SHUFFLED = "takes", "real against real", "shuffled"  # what is compared with the held-out pieces

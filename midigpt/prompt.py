@@ -14,9 +14,9 @@ import numpy as np
 
 from midigpt.files import UserError, counted, printable
 from midigpt.general_midi import PROGRAMS
-from midigpt.language import GRID
 from midigpt.midi import Song, in_force, read_song
 from midigpt.midi_bytes import MidiError
+from midigpt.normal import GRID
 from midigpt.score import NO_PEDAL, IntArray, Score, Track
 
 OVERHANG = 1 / 4  # of a beat that a last note may ring beyond the beat of the cut

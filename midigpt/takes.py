@@ -17,10 +17,13 @@ from tokenizers import Tokenizer
 from midigpt.automaton import DRUM_KEYS
 from midigpt.decoder import Prepared, best_weights
 from midigpt.devices import device_name
+from midigpt.encodings.interval import steps_of, time_text
 from midigpt.files import UserError
 from midigpt.generate import Drawing, Length, go_on, without_key
-from midigpt.language import GRID, decode, encode, read_header, split_header, steps_of, time_text
+from midigpt.header import read_header, split_header
+from midigpt.language import decode, encode
 from midigpt.model import GPT
+from midigpt.normal import GRID
 from midigpt.prompt import Prompt, after, before
 from midigpt.score import Score, Track
 

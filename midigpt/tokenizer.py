@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from midigpt.documents import Split, is_drawn, read_songs
 from midigpt.files import UserError, make, read_json, replacing, write_json
+from midigpt.header import split_header
 from midigpt.index import songs, totals
-from midigpt.language import ALPHABET, LANGUAGE, split_header
+from midigpt.language import TRACKS
 from midigpt.score import IntArray
 
 Tokens = NDArray[np.uint16]
@@ -42,8 +43,8 @@ def new_tokenizer(vocab_size: int) -> tuple[Tokenizer, trainers.BpeTrainer]:
         vocab_size=vocab_size,
         min_frequency=2,
         special_tokens=[START],
-        initial_alphabet=list(ALPHABET),
-        limit_alphabet=len(ALPHABET),
+        initial_alphabet=list(TRACKS.alphabet),
+        limit_alphabet=len(TRACKS.alphabet),
         show_progress=False,
     )
     return tokenizer, trainer
@@ -56,7 +57,7 @@ def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenize
     are drawn by a hash of their music. Raises UserError where there is nothing to learn from or the size
     can't be.
     """
-    smallest = len(ALPHABET) + 1
+    smallest = len(TRACKS.alphabet) + 1
     if not smallest <= vocab_size <= MAX_VOCAB_SIZE:
         raise UserError(f"--vocab-size {vocab_size} is not in {smallest}..{MAX_VOCAB_SIZE}; 4096 is usual")
     read = 0
@@ -78,7 +79,7 @@ def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenize
         meta.unlink(missing_ok=True)  # until the file it describes has its name
     write_json(
         meta,
-        {"language": LANGUAGE, "sha256": file_sha256(path), "val_fraction": split.val_fraction, "seed": split.seed},
+        {"language": str(TRACKS), "sha256": file_sha256(path), "val_fraction": split.val_fraction, "seed": split.seed},
     )
     return tokenizer, read
 
@@ -122,8 +123,8 @@ def load_tokenizer(root: Path) -> tuple[Tokenizer, dict[str, Any]]:
     if not path.exists() or not path.with_suffix(".meta.json").exists():
         raise UserError(f"{path} does not exist yet; make it with: {make(root, 'tokenizer')}")
     meta = read_json(path.with_suffix(".meta.json"))
-    if meta["language"] != LANGUAGE or meta["sha256"] != file_sha256(path):
-        raise UserError(f"{path} is not of the language {LANGUAGE!r}; run: {make(root, 'dataset', 'tokenizer')}")
+    if meta["language"] != str(TRACKS) or meta["sha256"] != file_sha256(path):
+        raise UserError(f"{path} is not of the language {str(TRACKS)!r}; run: {make(root, 'dataset', 'tokenizer')}")
     return Tokenizer.from_file(str(path)), meta
 
 

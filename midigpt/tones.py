@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midigpt.general_midi import drum_kind
-from midigpt.language import held_ends
 from midigpt.midi import Song
+from midigpt.normal import held_ends
 from midigpt.score import IntArray, Track
 
 Sound = NDArray[np.float32]  # samples between -1 and 1 or, before levelling, of any size

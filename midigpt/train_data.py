@@ -24,8 +24,9 @@ from midigpt import copies, workers
 from midigpt.copies import Passages, read_passages
 from midigpt.documents import Split, is_drawn, read_songs
 from midigpt.files import UserError, make, read_json, replacing, write_json
+from midigpt.header import keep_fields, split_header
 from midigpt.index import Song, songs, totals
-from midigpt.language import LANGUAGE, keep_fields, split_header
+from midigpt.language import TRACKS
 from midigpt.score import IntArray
 from midigpt.tokenizer import DTYPE, START, LineEncoder, Tokens, file_sha256, load_tokenizer, tokenizer_path
 
@@ -76,7 +77,7 @@ def make_train_bin(
     write_json(
         folder / "meta.json",
         {
-            "language": LANGUAGE,
+            "language": str(TRACKS),
             "tokenizer": sha256,
             "vocab_size": tokenizer.get_vocab_size(),
             **asdict(split),
@@ -104,8 +105,8 @@ def _tokenizer_of(checkpoint: Path) -> Tokenizer:
     path, run = checkpoint / "tokenizer.json", checkpoint / "run.json"
     if not path.exists() or not run.exists():
         raise UserError(f"{checkpoint} is not a checkpoint of midigpt; give a folder like train/runs/NAME/best")
-    if (language := read_json(run)["language"]) != LANGUAGE:
-        raise UserError(f"{checkpoint} speaks another language ({language}) than this version ({LANGUAGE})")
+    if (language := read_json(run)["language"]) != str(TRACKS):
+        raise UserError(f"{checkpoint} speaks another language ({language}) than this version ({TRACKS})")
     return Tokenizer.from_file(str(path))
 
 
@@ -305,7 +306,7 @@ def load_side(root: Path, name: str) -> tuple[Side, dict[str, Any]]:
     if not (folder / "meta.json").exists():
         raise UserError(f"{folder / 'meta.json'} is missing; make it again with: {make(root, 'train-bin')}")
     meta = read_json(folder / "meta.json")
-    if meta["language"] != LANGUAGE:
+    if meta["language"] != str(TRACKS):
         raise UserError(
             f"{folder / name}.bin is in another language; run: {make(root, 'dataset', 'tokenizer', 'train-bin')}"
         )

@@ -10,7 +10,8 @@ from typing import Annotated
 import tyro
 
 from midigpt.files import UserError, parse_arguments
-from midigpt.language import LanguageError, decode, split_documents
+from midigpt.header import LanguageError, split_documents
+from midigpt.language import decode
 from midigpt.midi import write_midi
 from midigpt.midi_bytes import MidiError
 

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from midigpt.dataset import make_dataset
 from midigpt.documents import Split
 from midigpt.index import index_files
-from midigpt.language import ALPHABET
+from midigpt.language import TRACKS
 from midigpt.midi import write_midi
 from midigpt.score import Score, track_from_notes
 from midigpt.tokenizer import learn_tokenizer, new_tokenizer
@@ -125,7 +125,7 @@ def long_songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     """The smallest there can be: a token for each character."""
-    tokenizer, trainer = new_tokenizer(len(ALPHABET) + 1)
+    tokenizer, trainer = new_tokenizer(len(TRACKS.alphabet) + 1)
     tokenizer.train_from_iterator(["0+10|1/1\n"], trainer)
     return tokenizer
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from midigpt.checkpoint import find_checkpoint, load_checkpoint, load_state, save_checkpoint
 from midigpt.files import UserError
-from midigpt.language import LANGUAGE
+from midigpt.language import TRACKS
 from midigpt.model import GPT, build_model
 from midigpt.model_card import model_card
 from midigpt.tokenizer import START, START_ID
@@ -26,7 +26,7 @@ from tests.test_model import CONFIG, SHAPES, places, random_model, random_tokens
 
 SIDE = {"songs": 30, "documents": 60, "tokens": 12345, "notes": 6789}
 RUN = {
-    "language": LANGUAGE,
+    "language": str(TRACKS),
     "midigpt": "0.1.0",
     "step": 1500,
     "max_steps": 2000,
@@ -247,7 +247,7 @@ def test_a_card_tells_what_the_run_knows(checkpoint: Path) -> None:
     head = card.split("---\n")[1]
     assert head == "library_name: transformers\npipeline_tag: text-generation\ntags:\n- midi\n- music\n"
     for fact in (
-        f"`{LANGUAGE}`; midigpt 0.1.0",
+        f"`{TRACKS}`; midigpt 0.1.0",
         "| training | 30 | 60 | 6,789 | 12,345 |",
         "| held out | 3 | 60 | 6,789 | 12,345 |",
         "share of 0.1",

@@ -18,9 +18,11 @@ from midigpt import copies
 from midigpt.copies import Copy, CopyIndex, Writer, open_copies, read_passages
 from midigpt.dataset import make_dataset
 from midigpt.documents import Split
+from midigpt.encodings.interval import read_line
 from midigpt.files import UserError
+from midigpt.header import LanguageError, read_header, split_header
 from midigpt.index import index_files
-from midigpt.language import LanguageError, encode, read_header, read_line, split_header
+from midigpt.language import encode
 from midigpt.score import Score, Track
 from midigpt.suffixes import longest_beginnings, sort_suffixes
 from midigpt.tokenizer import learn_tokenizer

@@ -15,8 +15,9 @@ import pytest
 from midigpt.dataset import Options, make_dataset
 from midigpt.executors import Executor
 from midigpt.files import UserError
+from midigpt.header import read_header
 from midigpt.index import index_files
-from midigpt.language import decode, encode, read_header
+from midigpt.language import decode, encode
 from midigpt.midi import write_midi
 from midigpt.score import Score
 from midigpt.tokenizer import learn_tokenizer

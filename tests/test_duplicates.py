@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from midigpt import duplicates
 from midigpt.duplicates import PRINT_GRAMS, Print, batch_prints, clusters, score_print
-from midigpt.language import normalise
 from midigpt.midi import read_midi
+from midigpt.normal import normalise
 from midigpt.score import Score, track_from_notes
 from tests.conftest import midi_files
 

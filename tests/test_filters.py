@@ -9,9 +9,10 @@ import pytest
 from midigpt.dataset import Options, make_dataset
 from midigpt.files import UserError
 from midigpt.filters import FilteredError, Filters
+from midigpt.header import read_header
 from midigpt.index import index_files, songs
-from midigpt.language import normalise, read_header
 from midigpt.midi import write_midi
+from midigpt.normal import normalise
 from midigpt.score import Score, Track, track_from_notes
 from tests.conftest import documents, make_songs, melody, ok, run_script
 

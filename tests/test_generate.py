@@ -13,13 +13,14 @@ from midigpt.decoder import Decoder, Prepared
 from midigpt.files import UserError
 from midigpt.generate import Drawing, Length, Writer, compose, draw, go_on
 from midigpt.grammar import Grammar
-from midigpt.language import ALPHABET, decode, read_header
+from midigpt.header import read_header
+from midigpt.language import TRACKS, decode
 from midigpt.midi import read_midi, write_midi
 from midigpt.model import GPT, ModelConfig, build_model
 from midigpt.tokenizer import START_ID
 
 CONFIG = ModelConfig(
-    vocab_size=len(ALPHABET) + 1, block_size=64, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, n_hidden=32
+    vocab_size=len(TRACKS.alphabet) + 1, block_size=64, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, n_hidden=32
 )
 
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from midigpt.automaton import FIELDS
 from midigpt.grammar import Grammar, Place
-from midigpt.language import ALPHABET, encode
+from midigpt.language import TRACKS, encode
 from midigpt.midi import load_midi
 from midigpt.tokenizer import START, START_ID
 
@@ -220,7 +220,7 @@ def reachable(grammar: Grammar, starts: list[tuple[int, ...]]) -> list[tuple[int
 
 @pytest.mark.parametrize("is_drum", [False, True])
 def test_a_token_may_come_where_its_characters_may(is_drum: bool) -> None:
-    characters = [START, *ALPHABET]
+    characters = [START, *TRACKS.alphabet]
     across = ["=8|54", "54=8|54", "=13:1/24|70", "|70", "70", "=8|70|", "36=1|38=2|4", "1/1\n", "38=16|1/2\n"]
     across += ["=1|36=1|", "+10|4+10|", "2+", "12-3|60", "|30", "+9|67", "+1|1/1\n", "7+1|5+1|1/1\n", "-1|100+1|"]
     across += ["100", "64", "+1|64"]

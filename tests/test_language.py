@@ -10,19 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midigpt.language import (
-    GRID,
-    TEMPOS,
-    LanguageError,
-    decode,
-    encode,
-    encode_batch,
-    nearest_tempo,
-    normalise,
-    read_header,
-    split_documents,
-)
+from midigpt.header import TEMPOS, LanguageError, nearest_tempo, read_header, split_documents
+from midigpt.language import decode, encode, encode_batch
 from midigpt.midi import read_midi
+from midigpt.normal import GRID, normalise
 from midigpt.score import Score, Track, track_from_notes
 from tests.conftest import PROJECT, midi_files
 

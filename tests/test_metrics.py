@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from midigpt import likeness, metrics
-from midigpt.language import normalise
 from midigpt.likeness import Set, compare, density, divergence, make_axis, overlap, place
 from midigpt.metrics import FEATURES, FloatArray
 from midigpt.midi import load_midi
+from midigpt.normal import normalise
 from midigpt.score import Score, Track, track_from_notes
 from tests.conftest import melody, midi_files
 

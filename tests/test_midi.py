@@ -8,9 +8,9 @@ from pathlib import Path
 import mido
 import pytest
 
-from midigpt.language import normalise
 from midigpt.midi import read_midi, write_midi
 from midigpt.midi_bytes import MidiError
+from midigpt.normal import normalise
 from midigpt.score import Score, Track, track_from_notes
 from tests.conftest import midi_files
 

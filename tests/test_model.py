@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from midigpt.language import ALPHABET
+from midigpt.language import TRACKS
 from midigpt.model import GPT, ModelConfig, build_model, flops_per_token, model_config
 from midigpt.settings import Shape
 
 CONFIG = ModelConfig(
-    vocab_size=len(ALPHABET) + 1, block_size=32, n_layer=2, n_head=4, n_kv_head=4, n_embd=32, n_hidden=64
+    vocab_size=len(TRACKS.alphabet) + 1, block_size=32, n_layer=2, n_head=4, n_kv_head=4, n_embd=32, n_hidden=64
 )
 SHAPES = {
     "qwen3": CONFIG,

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from midigpt.language import LanguageError, decode, encode
+from midigpt.header import LanguageError
+from midigpt.language import decode, encode
 from midigpt.midi import read_midi, write_midi
 from midigpt.midi_bytes import MidiError
 from midigpt.rescue import mend, rescue

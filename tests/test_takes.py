@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from midigpt.files import UserError
 from midigpt.generate import Drawing, Length
-from midigpt.language import ALPHABET
+from midigpt.language import TRACKS
 from midigpt.midi import read_midi, write_midi
 from midigpt.model import GPT, ModelConfig, build_model
 from midigpt.prompt import Prompt, load_prompt
@@ -23,7 +23,7 @@ from midigpt.takes import continuations, differences, find_model, read_parts, re
 from tests.conftest import melody, midi_files
 
 SHAPE = ModelConfig(
-    vocab_size=len(ALPHABET) + 1, block_size=256, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, n_hidden=32
+    vocab_size=len(TRACKS.alphabet) + 1, block_size=256, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, n_hidden=32
 )
 
 

@@ -1,0 +1,189 @@
+"""Relative intervals: every pitch is written as a distance from an earlier pitch.
+
+    0+10|4+10|3+10|1/1            C4, E4 and G4 together, for one beat (behind key=60)
+    2+10|1/2                      D4: two keys above the first note of the line before
+    2-10:1/4|1/1                  C4, sounding for a quarter of its line
+
+Normal form: notes of a line from low to high, `0+` for a repeated pitch; rest lines only for silence at the beginning;
+a length only where it differs from the line's time; times in lowest terms. Nothing is lost beyond what normalising
+rounds. docs/language.md is the specification, with a worked example.
+"""
+
+import math
+import re
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midigpt.encodings import Row, Sheet
+from midigpt.header import DEFAULT_KEY, Header, LanguageError, shown
+from midigpt.normal import GRID, MAX_RESOLUTION, MAX_TICKS, VELOCITY_BINS, VELOCITY_STEP
+
+VERSION = 1
+ALPHABET = "0123456789+-=|:/\n"
+LONG = 100 * GRID  # shorter times are looked up; up to 9999/24 they would fit into seven characters
+_BLANK = "\1"  # stands for a long time until it is filled in
+
+_TIME = r"([1-9]\d{0,9})/([1-9]\d{0,4})"
+_NOTE = re.compile(rf"(0|[1-9]\d{{0,2}})([+\-=])([1-9]\d?)(?::{_TIME})?")
+_LINE_TIME = re.compile(_TIME)
+_UNIT = re.compile(r"/(\d+)")
+
+
+def count_notes(text: str) -> int:
+    """How many notes end in a text."""
+    return text.count("|")
+
+
+def line_steps(line: str) -> int:
+    """The time until the next line, in grid steps."""
+    return steps_of(line[line.rfind("|") + 1 :])
+
+
+# --- writing ---------------------------------------------------------------------------------------------
+
+
+def write(sheet: Sheet) -> list[str]:
+    """The lines of each document.
+
+    A note is two pieces of text (what it is; how long, if not as long as its line), and a line's time is one.
+    Each piece is looked up as eight bytes, unused ones zero; the zeros are then taken out of the whole.
+    """
+    notes, is_drum, end = sheet.notes, sheet.is_drum, sheet.end
+    part, onset, pitch = notes.part, notes.onset, notes.pitch
+    starts = sheet.starts[:-1]
+    count = len(onset)
+    is_first = np.ones(count, bool)  # of its line
+    is_first[1:] = np.diff(part << 40 | onset) != 0
+    first = np.flatnonzero(is_first)  # (L,)
+    line = np.cumsum(is_first) - 1  # (N,) the line of each note
+
+    line_onset, line_part = onset[first], part[first]
+    line_end = np.append(line_onset[1:], 0)  # (L,) the next line's onset ...
+    is_last = np.append(line_part[1:] != line_part[:-1], True)
+    line_end[is_last] = np.maximum.reduceat(notes.end, first)[is_last] if end is None else end
+    line_time = np.maximum(line_end - line_onset, 1)
+
+    before = np.arange(-1, count - 1)  # the note that each one's pitch is counted from
+    before[first[1:]] = first[:-1]
+    before[starts] = starts
+    row = np.where(is_drum[part], 255 + pitch, 127 + pitch - pitch[before])
+    length = notes.end - onset
+    length[length == line_time[line]] = 0
+
+    at = 2 * np.arange(count) + line  # (N,) the first piece of each note
+    time_at = np.append(at[first[1:]], 2 * count + len(first)) - 1  # (L,)
+    steps = np.zeros(2 * count + len(first), np.int64)  # what each piece says of time
+    steps[at + 1], steps[time_at] = length, line_time
+    pieces = np.empty(len(steps), np.uint64)
+    pieces[at] = _note_table()[is_first.view(np.uint8), row, notes.bins]
+    pieces[at + 1] = _time_table(":")[np.minimum(length, LONG)]
+    pieces[time_at] = _time_table("|")[np.minimum(line_time, LONG)]
+
+    bodies = []
+    cuts = at[starts].tolist()
+    for start, here in zip(starts, map(slice, cuts, [*cuts[1:], None]), strict=True):
+        body = pieces[here].tobytes().translate(None, b"\0")[1:].decode("ascii") + "\n"
+        if _BLANK in body:
+            for long in steps[here][steps[here] >= LONG].tolist():
+                body = body.replace(_BLANK, time_text(long), 1)
+        if onset[start]:
+            body = f"{time_text(int(onset[start]))}\n{body}"
+        bodies.append(body)
+    return bodies
+
+
+def time_text(steps: int) -> str:
+    """A time in grid steps as it is written: 12 as 1/2."""
+    common = math.gcd(steps, GRID)
+    return f"{steps // common}/{GRID // common}"
+
+
+def steps_of(time: str) -> int:
+    """A time on the grid, as it is written, in grid steps: 1/2 as 12."""
+    count, unit = map(int, time.split("/"))
+    return count * GRID // unit
+
+
+@cache
+def _time_table(mark: str) -> NDArray[np.uint64]:
+    """(LONG + 1,) texts of times in steps, none for 0; a blank for LONG and more, as they may not fit."""
+    texts = ["", *(mark + time_text(steps) for steps in range(1, LONG)), mark + _BLANK]
+    return np.array(texts, "S8").view(np.uint64)
+
+
+@cache
+def _note_table() -> NDArray[np.uint64]:
+    """(2, 383, 17) texts of a note: whether it is the first of its line; interval + 127, or 255 + drum; bin."""
+    pitches = [f"{abs(interval)}{'+' if interval >= 0 else '-'}" for interval in range(-127, 128)]
+    pitches += [f"{drum}=" for drum in range(128)]
+    texts = [[[f"{mark}{pitch}{b}" for b in range(VELOCITY_BINS + 1)] for pitch in pitches] for mark in "|\n"]
+    return np.array(texts, "S8").view(np.uint64)
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def read(body: str, header: Header, first: int) -> tuple[list[Row], int]:
+    """The notes of a document, in normal form or not, and the ticks to the beat in which their times are.
+
+    The clock is GRID ticks to the beat, or finer where the text's times need it.
+    """
+    units = {int(unit) for unit in _UNIT.findall(body) if len(unit) <= 5 and int(unit)}
+    resolution = math.lcm(GRID, *units)
+    if resolution > MAX_RESOLUTION:
+        listed = ", ".join(map(str, sorted(units)))
+        raise LanguageError(f"line {first}: times in units of {listed} of a beat have no common clock")
+
+    def to_ticks(time: str) -> int:
+        count, _, unit = time.partition("/")
+        return int(count) * (resolution // int(unit))
+
+    rows: list[Row] = []
+    now, reference = 0, DEFAULT_KEY if header.key is None else header.key
+    lines = body.removesuffix("\n").split("\n") if body else []
+    for number, line in enumerate(lines, start=first):
+        try:
+            notes, time, reference = read_line(line, reference, header.is_drum)
+        except LanguageError as error:
+            raise LanguageError(f"line {number}: {error}") from None
+        line_ticks = to_ticks(time)
+        for pitch, velocity_bin, length in notes:
+            duration = to_ticks(length) if length else line_ticks
+            rows.append(Row("", now, duration, pitch, velocity_bin * VELOCITY_STEP - VELOCITY_STEP // 2))
+        now += line_ticks
+        if now > MAX_TICKS:
+            raise LanguageError(f"line {number}: the piece is longer than a MIDI file can be")
+    return rows, resolution
+
+
+def check_line(line: str, header: Header) -> None:
+    """Raises LanguageError where a line can't be the first of a document."""
+    read_line(line, DEFAULT_KEY if header.key is None else header.key, header.is_drum)
+
+
+def read_line(line: str, reference: int, is_drum: bool) -> tuple[list[tuple[int, int, str]], str, int]:
+    """One line without its newline: its notes as (pitch, velocity bin, length or ""), its time, and the
+    pitch the next line counts from. Raises LanguageError without the line's number."""
+    *notes, time = line.split("|")
+    if not _LINE_TIME.fullmatch(time):
+        raise LanguageError(f"{shown(line)} does not end in a time such as 1/2")
+    read = []
+    pitch = reference
+    for i, note in enumerate(notes):
+        match = _NOTE.fullmatch(note)
+        if not match:
+            raise LanguageError(f"{shown(note)} is not a note such as 4+10 or 4-10:1/2")
+        interval, sign, velocity = int(match[1]), match[2], int(match[3])
+        if velocity > VELOCITY_BINS:
+            raise LanguageError(f"velocity {velocity} of {note!r} is not in 1..{VELOCITY_BINS}")
+        if is_drum and sign != "=":
+            raise LanguageError(f"{note!r} is an interval, but drums are written as keys (36=10)")
+        pitch = interval if sign == "=" else pitch + interval if sign == "+" else pitch - interval
+        if not 0 <= pitch < 128:
+            raise LanguageError(f"{note!r} leads to pitch {pitch}, outside 0..127")
+        if i == 0:
+            reference = pitch
+        read.append((pitch, velocity, note.partition(":")[2]))
+    return read, time, reference
