@@ -62,7 +62,12 @@ class Language:
     @property
     def line_alphabet(self) -> str:
         """The characters of lines."""
-        return str(self.module.ALPHABET) + (MARK_ALPHABET if self.is_song else "")
+        return (self.module.ALPHABET or "\n") + (MARK_ALPHABET if self.is_song else "")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether lines have more characters than a vocabulary can: frequent ones are learned, others are bytes."""
+        return self.module.ALPHABET is None
 
     @property
     def is_song(self) -> bool:
@@ -216,7 +221,8 @@ def check_document(text: str, language: Language = TRACKS) -> None:
     """
     header = _read_header(text, language)
     body = split_header(text)[1]
-    if strange := body.translate(dict.fromkeys(map(ord, language.line_alphabet))):
+    strange = "" if language.is_open else body.translate(dict.fromkeys(map(ord, language.line_alphabet)))
+    if strange:
         raise LanguageError(f"{shown(strange)} has no place in a document's lines")
     if first := body.partition("\n")[0]:
         language.module.check_line(first, header, language.is_song)
