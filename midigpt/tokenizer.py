@@ -16,7 +16,7 @@ from midigpt.documents import Split, is_drawn, read_songs
 from midigpt.files import UserError, make, read_json, replacing, write_json
 from midigpt.header import split_header
 from midigpt.index import songs, totals
-from midigpt.language import TRACKS
+from midigpt.language import TRACKS, Language
 from midigpt.score import IntArray
 
 Tokens = NDArray[np.uint16]
@@ -33,21 +33,40 @@ REMEMBERED = 1 << 21  # tokens of lines that LineEncoder knows: half a million l
 # A line is one piece; so is each field of the header (with the space before it), its "#" and its newline.
 _PIECES = r" [^ \n]*|[^ \n]+\n?|\n"
 
+# The byte-level tokenizer's characters for the 256 bytes: those that can be printed, and others from U+0100 on.
+_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTES = {chr(byte): byte for byte in _PRINTED}
+_BYTES |= {chr(0x100 + n): byte for n, byte in enumerate(sorted({*range(0x100)} - {*_PRINTED}))}
 
-def new_tokenizer(vocab_size: int) -> tuple[Tokenizer, trainers.BpeTrainer]:
+
+def new_tokenizer(vocab_size: int, language: Language = TRACKS) -> tuple[Tokenizer, trainers.BpeTrainer]:
     """A tokenizer that has yet to learn its merges, and what teaches it."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), "isolated")
-    tokenizer.decoder = decoders.Fuse()
+    pieces = pre_tokenizers.Split(Regex(_PIECES), "isolated")
+    if language.is_open:
+        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, to_bytes])
+        tokenizer.decoder = decoders.ByteLevel()
+    else:
+        tokenizer.pre_tokenizer = pieces
+        tokenizer.decoder = decoders.Fuse()
+    alphabet = base_alphabet(language)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
         special_tokens=[START],
-        initial_alphabet=list(TRACKS.alphabet),
-        limit_alphabet=len(TRACKS.alphabet),
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
         show_progress=False,
     )
     return tokenizer, trainer
+
+
+def base_alphabet(language: Language) -> list[str]:
+    """What merges begin with: characters, or, where there are too many of them, the bytes of their UTF-8."""
+    if not language.is_open:
+        return list(language.alphabet)
+    return [character for character, byte in _BYTES.items() if byte >= 0x80 or chr(byte) in language.alphabet]
 
 
 def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenizer, int]:
@@ -108,8 +127,13 @@ def tokenizer_path(root: Path) -> Path:
 
 
 def token_texts(tokenizer: Tokenizer) -> list[str]:
-    """What each token stands for; "" for the start token, which stands for no text."""
-    texts = (tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size()))
+    """What each token stands for; "" for the start token, which stands for no text.
+
+    Tokens may be bytes of a character: those are as the error handler "surrogateescape" has them.
+    """
+    texts = [tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size())]
+    if isinstance(tokenizer.decoder, decoders.ByteLevel):
+        texts = [bytes(_BYTES[character] for character in text).decode("utf-8", "surrogateescape") for text in texts]
     return ["" if text == START else text for text in texts]
 
 
@@ -140,9 +164,8 @@ class LineEncoder:
 
     def __init__(self, tokenizer: Tokenizer, remembered: int = REMEMBERED) -> None:
         self._tokenizer, self._remembered = tokenizer, remembered
-        self._is_end = np.zeros(tokenizer.get_vocab_size(), bool)  # of a line
-        for token, number in tokenizer.get_vocab().items():
-            self._is_end[number] = token == START or token.endswith("\n")
+        self._is_end = np.array([text.endswith("\n") for text in token_texts(tokenizer)])  # of a line
+        self._is_end[START_ID] = True
         self._number: dict[str, int] = defaultdict(count().__next__)  # of a line; new lines get the next one
         self._tokens = np.empty(0, DTYPE)  # of all lines remembered, end to end
         self._ends = np.zeros(1, np.int64)  # line n has the tokens [ends[n], ends[n + 1])
