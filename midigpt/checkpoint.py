@@ -139,7 +139,7 @@ def load_checkpoint(folder: Path, device: str = "cpu") -> tuple[GPT, Tokenizer, 
     try:
         run = read_json(folder / "run.json")
         config = _model_config(folder, read_json(folder / "config.json"))
-        tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text())
+        tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
     except UserError:
         raise
     except Exception as error:  # tokenizers raises nothing narrower
