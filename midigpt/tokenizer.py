@@ -34,7 +34,7 @@ REMEMBERED = 1 << 21  # tokens of lines that LineEncoder knows: half a million l
 # layout a line is cut in front of each part mark, so that a token has notes of one part only.
 _PIECES = r" [^ \n]*|[^ \n]+\n?|\n"
 _MARK = r"(?:d|[0-9]+)(?:\.[0-9]+)?@"
-_SONG_PIECES = rf" [^ \n]*|(?:{_MARK})?[^ \n@]+?(?={_MARK})|[^ \n]+\n?|\n"
+_SONG_PIECES = rf" [^ \n]*|(?>(?:{_MARK})?)[^ \n@]+?(?={_MARK})|[^ \n]+\n?|\n"
 _NEWLINES = ("\n", "\u010a")  # as tokens have it, characters or bytes
 
 # The byte-level tokenizer's characters for the 256 bytes: those that can be printed, and others from U+0100 on.
