@@ -16,7 +16,7 @@ from midigpt.documents import Split, is_drawn, read_songs
 from midigpt.files import UserError, make, read_json, replacing, write_json
 from midigpt.header import split_header
 from midigpt.index import songs, totals
-from midigpt.language import TRACKS
+from midigpt.language import TRACKS, Language
 from midigpt.score import IntArray
 
 Tokens = NDArray[np.uint16]
@@ -129,6 +129,16 @@ def load_tokenizer(root: Path) -> tuple[Tokenizer, dict[str, Any]]:
 
 
 # --- encoding --------------------------------------------------------------------------------------------
+
+
+def document_tokens(tokenizer: Tokenizer, language: Language, text: str) -> tuple[list[int], list[int]]:
+    """A document's tokens, without a start token, and of each the time of its line: grid steps since the beginning."""
+    encoding = tokenizer.encode(text)
+    lines = text.splitlines(keepends=True)
+    steps = np.array([0 if line.startswith("#") else language.module.line_steps(line) for line in lines], np.int64)
+    ends, begins = np.cumsum([len(line) for line in lines]), [begin for begin, _ in encoding.offsets]
+    line = np.searchsorted(ends, begins, side="right")  # of each token
+    return encoding.ids, (np.cumsum(steps) - steps)[line].tolist()
 
 
 class LineEncoder:
