@@ -85,6 +85,7 @@ def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[str]]":
     from midigpt.evaluate import Evaluation, unigram_bits_per_note
     from midigpt.generate import Drawing, Length, compose
     from midigpt.judge import Judgement, find_copies, is_valid, judge, read_side, usual_notes
+    from midigpt.language import TRACKS
     from midigpt.tokenizer import file_sha256
     from midigpt.train_data import load_side
 
@@ -102,7 +103,7 @@ def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[str]]":
     bits = Evaluation(val, tokenizer, model.config.block_size)(model, device, autocast(device)).bits_per_note
 
     drawing = Drawing(args.temperature, args.top_k, args.top_p, args.min_p, args.seed)
-    takes = compose(model, tokenizer, drawing, length=Length(notes=notes), takes=args.takes)
+    takes = compose(model, tokenizer, TRACKS, drawing, length=Length(notes=notes), takes=args.takes)
     valid = [text for text in takes if is_valid(text)]
     groups, remarks = judge(args.root, valid, held_out, training, notes, args.seed)
     if any(run["data"][name] != meta[name] for name in ("val_fraction", "seed", "train", "val")):
