@@ -9,19 +9,28 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
 
 import numpy as np
 
 from midigpt import header as headers
-from midigpt.encodings import Row, Sheet
+from midigpt.encodings import MARK_ALPHABET, Row, Sheet, first_pitches, part_order
 from midigpt.header import Header, LanguageError, nearest_tempo, read_header, shown, split_header
-from midigpt.normal import GRID, MAX_RESOLUTION, VELOCITY_BINS, bounds, normal_notes
+from midigpt.normal import (
+    GRID,
+    MAX_RESOLUTION,
+    VELOCITY_BINS,
+    Layout,
+    Notes,
+    normal_notes,
+    part_marks,
+    song_order,
+)
 from midigpt.score import IntArray, Score, Track
 
-Layout = Literal["track", "song"]
 ENCODINGS = sorted(path.stem for path in Path(__file__).with_name("encodings").glob("[a-z]*.py"))
 
 
@@ -44,7 +53,17 @@ class Language:
     @property
     def alphabet(self) -> str:
         """The characters of whole documents."""
-        return "".join(sorted({*headers.ALPHABET, *self.module.ALPHABET}))
+        return "".join(sorted({*headers.ALPHABET, *self.line_alphabet}))
+
+    @property
+    def line_alphabet(self) -> str:
+        """The characters of lines."""
+        return str(self.module.ALPHABET) + (MARK_ALPHABET if self.is_song else "")
+
+    @property
+    def is_song(self) -> bool:
+        """Whether all parts of a piece are one document."""
+        return self.layout == "song"
 
 
 TRACKS = Language(layout="track")
@@ -94,23 +113,43 @@ def encode_batch(
     scores: Sequence[Score], end: int | None = None, language: Language = TRACKS
 ) -> list[list[Document]]:
     """encode() of several scores at once: numpy's cost for each call is shared, which small files gain by."""
-    rows = [(number, track) for number, score in enumerate(scores) for track in score.tracks if len(track)]
-    if not rows:
+    tracks: list[Track] = []
+    owner: list[int] = []  # of each track, the number of its score
+    for number, score in enumerate(scores):
+        some = song_order(score.tracks) if language.is_song else [track for track in score.tracks if len(track)]
+        tracks += some
+        owner += [number] * len(some)
+    if not tracks:
         return [[] for _ in scores]
-    tracks = [track for _, track in rows]
-    notes = normal_notes(tracks, np.array([scores[number].ticks_per_beat for number, _ in rows]))
-    is_drum = np.array([track.is_drum for track in tracks])
-    cuts = bounds(notes.part, len(tracks))
-    starts = [start for start, _ in cuts]
-    bodies = language.module.write(Sheet(notes, [*starts, len(notes.onset)], is_drum, [], end))
+    notes = normal_notes(tracks, np.array([scores[number].ticks_per_beat for number in owner]))
+    sheet = _song_sheet(notes, tracks, owner, end) if language.is_song else _track_sheet(notes, tracks, end)
+    bodies = language.module.write(sheet)
     shared = [f"tempo={nearest_tempo(s.tempo_bpm)} meter={s.meter[0]}/{s.meter[1]}" for s in scores]
-    keys = notes.pitch[starts].tolist()
+    keys = first_pitches(sheet).tolist()
     documents: list[list[Document]] = [[] for _ in scores]
-    for (number, track), (start, stop), key, body in zip(rows, cuts, keys, bodies, strict=True):
-        program, anchor = ("d", "") if track.is_drum else (track.program, f" key={key}")
-        header = f"# program={program} {shared[number]}{anchor}\n"
-        documents[number].append(Document(header, body, notes.onset[start:stop], notes.pitch[start:stop]))
+    for start, stop, key, body in zip(sheet.starts, sheet.starts[1:], keys, bodies, strict=False):
+        part = int(sheet.notes.part[start])
+        program = "" if language.is_song else f"program={'d' if tracks[part].is_drum else tracks[part].program} "
+        header = f"# {program}{shared[owner[part]]}{'' if key < 0 else f' key={key}'}\n"
+        document = Document(header, body, sheet.notes.onset[start:stop], sheet.notes.pitch[start:stop])
+        documents[owner[part]].append(document)
     return documents
+
+
+def _track_sheet(notes: Notes, tracks: Sequence[Track], end: int | None) -> Sheet:
+    starts = np.searchsorted(notes.part, np.arange(len(tracks) + 1)).tolist()
+    return Sheet(notes, starts, np.array([track.is_drum for track in tracks]), [], end)
+
+
+def _song_sheet(notes: Notes, tracks: Sequence[Track], owner: Sequence[int], end: int | None) -> Sheet:
+    """The notes of all parts of each score together."""
+    document = np.unique(owner, return_inverse=True)[1][notes.part]  # (N,)
+    order = np.argsort(document << 32 | notes.onset, kind="stable")  # which leaves parts and pitches in order
+    notes = Notes(*(getattr(notes, column)[order] for column in ("part", "onset", "end", "pitch", "bins")))
+    starts = np.searchsorted(document, np.arange(document[-1] + 2)).tolist()
+    by_score = groupby(zip(owner, tracks, strict=True), key=itemgetter(0))
+    marks = [mark for _, parts in by_score for mark in part_marks([track for _, track in parts])]
+    return Sheet(notes, starts, np.array([track.is_drum for track in tracks]), marks, end)
 
 
 # --- text -> Score ---------------------------------------------------------------------------------------
@@ -126,9 +165,9 @@ def decode(documents: Iterable[str], language: Language = TRACKS) -> Score:
     read: list[tuple[Header, list[Row], int]] = []
     for number, text in enumerate(texts, start=1):
         try:
-            header = read_header(text)
+            header = _read_header(text, language)
             first = 2 if text.startswith("#") else 1
-            read.append((header, *language.module.read(split_header(text)[1], header, first)))
+            read.append((header, *language.module.read(split_header(text)[1], header, first, language.is_song)))
         except LanguageError as error:
             raise LanguageError(f"document {number}, {error}" if len(texts) > 1 else str(error)) from None
     resolution = math.lcm(GRID, *(clock for *_, clock in read))
@@ -137,14 +176,32 @@ def decode(documents: Iterable[str], language: Language = TRACKS) -> Score:
         raise LanguageError(f"documents with {clocks} ticks to the beat have no common clock")
     tempo = next((header.tempo_bpm for header, *_ in read if header.tempo_bpm), 120)
     meter = next((header.meter for header, *_ in read if header.meter), (4, 4))
-    tracks = [_track(header, rows, resolution // clock) for header, rows, clock in read]
-    return Score(resolution, tuple(track for track in tracks if len(track)), float(tempo), meter)
+    tracks = [track for header, rows, clock in read for track in _tracks(header, rows, resolution // clock)]
+    return Score(resolution, tuple(tracks), float(tempo), meter)
 
 
-def _track(header: Header, rows: list[Row], scale: int) -> Track:
+def _read_header(text: str, language: Language) -> Header:
+    header = read_header(text)
+    if language.is_song and (header.is_drum or header.program is not None):
+        raise LanguageError("line 1: the header of a song names no program; part marks do")
+    return header
+
+
+def _tracks(header: Header, rows: list[Row], scale: int) -> list[Track]:
+    """The parts of a document that have notes, in their order."""
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        parts.setdefault(row.mark, []).append(row)
+    if "" in parts:
+        return [_track(header.program or 0, header.is_drum, rows, scale)]
+    named = sorted((part_order(mark), rows) for mark, rows in parts.items())
+    return [_track(program, is_drum, rows, scale) for (is_drum, program, _), rows in named]
+
+
+def _track(program: int, is_drum: bool, rows: list[Row], scale: int) -> Track:
     notes = sorted((row[1:] for row in rows), key=lambda row: (row[0], row[2]))
     onset, duration, pitch, velocity = np.array(notes, np.int64).reshape(-1, 4).T
-    return Track(header.program or 0, header.is_drum, onset * scale, duration * scale, pitch, velocity)
+    return Track(program, is_drum, onset * scale, duration * scale, pitch, velocity)
 
 
 def check_document(text: str, language: Language = TRACKS) -> None:
@@ -152,9 +209,9 @@ def check_document(text: str, language: Language = TRACKS) -> None:
 
     The header is read, the lines' characters and the first line's form are checked; not every line.
     """
-    header = read_header(text)
+    header = _read_header(text, language)
     body = split_header(text)[1]
-    if strange := body.translate(dict.fromkeys(map(ord, language.module.ALPHABET))):
+    if strange := body.translate(dict.fromkeys(map(ord, language.line_alphabet))):
         raise LanguageError(f"{shown(strange)} has no place in a document's lines")
     if first := body.partition("\n")[0]:
-        language.module.check_line(first, header)
+        language.module.check_line(first, header, language.is_song)

@@ -3,14 +3,18 @@
 docs/language.md is the specification.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
 from midigpt.header import LanguageError, nearest_tempo
 from midigpt.score import IntArray, Score, Track, cut_repeats
+
+Layout = Literal["track", "song"]  # a document for each track, or one for all of them
 
 GRID = 24  # steps to the beat: holds 32nds and triplets
 VELOCITY_STEP = 8  # velocities to a loudness bin: 16 bins
@@ -33,16 +37,33 @@ class Notes:
     bins: IntArray  # velocity bin, 1..VELOCITY_BINS
 
 
-def normalise(score: Score) -> Score:
-    """What the language can hold of a score: decode(encode(score)) == normalise(score).
+def song_order(tracks: Sequence[Track]) -> list[Track]:
+    """Those of the tracks that have notes, as the parts of a song are ordered: by program, drums last."""
+    return sorted((track for track in tracks if len(track)), key=lambda t: (t.is_drum, 0 if t.is_drum else t.program))
+
+
+def part_marks(tracks: Sequence[Track]) -> list[str]:
+    """What each track is called in a song: its program, or d for drums; the second of the same is 33.2."""
+    names = ["d" if track.is_drum else str(track.program) for track in tracks]
+    count = Counter[str]()
+    marks = []
+    for name in names:
+        count[name] += 1
+        marks.append(name if count[name] == 1 else f"{name}.{count[name]}")
+    return marks
+
+
+def normalise(score: Score, layout: Layout = "track") -> Score:
+    """What the language can hold of a score: decode(encode(score)) == normalise(score), both in the same layout.
 
     In this order: notes are lengthened to the release of the sustain pedal; onsets and ends are rounded to
     the grid on the absolute clock, halves up; a note lasts at least a step; notes of one track with the same
     onset and pitch are joined (greater velocity, later end); a note is cut where its pitch starts again.
     Velocities become the middle of their bin, the tempo the nearest of TEMPOS. Names, and tracks without
-    notes, are dropped. Raises LanguageError for a piece of more than MAX_TICKS steps.
+    notes, are dropped; in the song layout tracks come in the order of its parts. Raises LanguageError for a piece of
+    more than MAX_TICKS steps.
     """
-    tracks = [track for track in score.tracks if len(track)]
+    tracks = song_order(score.tracks) if layout == "song" else [track for track in score.tracks if len(track)]
     notes = normal_notes(tracks, np.full(len(tracks), score.ticks_per_beat))
     velocity = notes.bins * VELOCITY_STEP - VELOCITY_STEP // 2
     normal = []

@@ -18,7 +18,7 @@ from midigpt import copies
 from midigpt.copies import Copy, CopyIndex, Writer, open_copies, read_passages
 from midigpt.dataset import make_dataset
 from midigpt.documents import Split
-from midigpt.encodings.interval import read_line
+from midigpt.encodings import interval
 from midigpt.files import UserError
 from midigpt.header import LanguageError, read_header, split_header
 from midigpt.index import index_files
@@ -47,15 +47,13 @@ def index_of(songs: dict[str, list[str]], batch: int = 100) -> CopyIndex:
 
 def slowly_read(text: str) -> list[tuple[int, frozenset[int], int, int]]:
     """The instants of a document, by the language's own reader: onset, pitches or drums, time until the next, notes."""
-    header = read_header(text)
-    now, reference = Fraction(0), 60 if header.key is None else header.key
+    header, (_, body) = read_header(text), split_header(text)
+    rows, resolution = interval.read(body, header, 1, False)
     instants: dict[int, list[int]] = {}
-    for line in split_header(text)[1].splitlines():
-        notes, time, reference = read_line(line, reference, header.is_drum)
-        if notes:
-            begun = instants.setdefault(int(now * 24 + Fraction(1, 2)), [])
-            begun += [pitch if header.is_drum else pitch % 12 for pitch, _, _ in notes]
-        now += Fraction(time)
+    for row in rows:
+        begun = instants.setdefault(int(Fraction(row.onset, resolution) * 24 + Fraction(1, 2)), [])
+        begun.append(row.pitch if header.is_drum else row.pitch % 12)
+    now = sum((Fraction(line.rpartition("|")[2]) for line in body.splitlines()), Fraction(0))
     onsets = [*instants, int(now * 24 + Fraction(1, 2))]
     return [
         (onset, frozenset(begun), until - onset, len(begun))
@@ -194,8 +192,8 @@ def test_chords_are_found_whatever_is_doubled_and_which_note_is_lowest() -> None
 def test_what_leads_to_a_passage_is_no_part_of_it_but_its_rhythm_is() -> None:
     tune = "2+9|1/2\n2+9|1/2\n1+9|1/1\n"
     index = index_of({"song": [f"# tempo=120\n0+9|1/1\n{tune}"]})
-    for interval in range(12):
-        assert index.longest(f"# tempo=60\n0+9|1/8\n{interval}+9|1/2\n2+9|1/2\n1+9|1/1\n") == Copy(
+    for step in range(12):
+        assert index.longest(f"# tempo=60\n0+9|1/8\n{step}+9|1/2\n2+9|1/2\n1+9|1/1\n") == Copy(
             3, 2.0, 0.125, "song", 1, 1, 2.0
         )
     assert index.longest("0+9|1/2\n2+9|1/3\n1+9|1/1\n") == Copy(1, 0.25, 0.0, "song", 1, 1, 2.0)
