@@ -127,7 +127,7 @@ def read_side(root: Path, language: Language, split: Split, is_val: bool, seed: 
     count = language.module.count_notes
     return [
         Document(
-            f"{song.name}_{number}" if language.layout == "track" else song.name,
+            f"{song.name}_{number}" if not language.is_song else song.name,
             song.fingerprint,
             text,
             count(split_header(text)[1]),
@@ -255,7 +255,7 @@ def judge(
     whole = [beginning(name, name, text, notes, language) for name, text in named]
     if short := sum(piece is None for piece in whole):
         remarks.append(f"{short} takes have fewer than {notes} notes and are not compared")
-    for name, is_drum in (("songs" if language.layout == "song" else "pitched parts", False), ("drums", True)):
+    for name, is_drum in (("songs" if language.is_song else "pitched parts", False), ("drums", True)):
         written = [piece for piece in whole if piece and piece.is_drum == is_drum]
         real = draw_pieces(held_out, notes, is_drum, PIECES, seed, language)
         learned = draw_pieces(training, notes, is_drum, max(len(written), FEW), seed, language)

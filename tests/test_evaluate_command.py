@@ -26,14 +26,16 @@ from midigpt.judge import (
     shuffle,
     usual_notes,
 )
-from midigpt.language import TRACKS, decode, encode
+from midigpt.language import TRACKS, Language, decode, encode
 from midigpt.metrics import FEATURES
 from midigpt.midi import read_midi
 from midigpt.normal import normalise
 from midigpt.page import VARIABLES, svg
+from midigpt.score import Score
 from midigpt.train_data import make_train_bin
 from tests.conftest import SPLIT, contents, make_songs, melody, ok, refusal, run_script
 
+SONGS = Language(layout="song")
 FLAGS = ("--takes", "12", "--notes", "20")
 
 
@@ -176,6 +178,37 @@ def test_drums_are_judged_apart_and_not_by_pitch(tmp_path: Path) -> None:
     assert all(row.likeness[TAKES].overlap > 0.9 for row in drums.rows)  # they are the held-out ones
     _, remarks = judge(tmp_path, takes[:20], everything, everything, 20, 0)
     assert remarks == ["drums: 5 takes with 20 notes are too few to compare; 10 are needed"]
+
+
+def song_documents(count: int) -> list[Document]:
+    """Songs of two parts and drums."""
+    made = []
+    for n in range(count):
+        parts = (melody(3 * n), melody(3 * n + 1, 30, program=33), melody(3 * n + 2, 20, is_drum=True))
+        (document,) = encode(Score(480, tuple(part.tracks[0] for part in parts)), language=SONGS)
+        made.append(Document(f"song{n}", f"song{n}", document.text, document.notes))
+    return made
+
+
+def test_songs_are_judged_whole(tmp_path: Path) -> None:
+    songs = song_documents(15)
+    assert usual_notes(songs, "song") == 90 and usual_notes(song_documents(1) + documents(9, notes=999), "song") == 512
+    takes = [song.text for song in songs[:10]] + [song.text for song in song_documents(1)]
+    ((group,), remarks) = judge(tmp_path, takes, songs, songs, 60, 0, SONGS)
+    assert not remarks and group.name == "songs"
+    assert {row.feature.name for row in group.rows} == {feature.name for feature in FEATURES}
+    for of, pieces in group.pieces.items():
+        assert {piece.score.notes for piece in pieces if of != SHUFFLED} <= {60}
+        assert all({track.is_drum for track in piece.score.tracks} == {True, False} for piece in pieces)
+    assert all(row.likeness[TAKES].overlap > 0.8 for row in group.rows)  # most are the held-out ones
+    drums = {of: [drum_notes(piece.score) for piece in group.pieces[of]] for of in (HELD_OUT, SHUFFLED)}
+    assert 0.8 < np.mean(drums[SHUFFLED]) / np.mean(drums[HELD_OUT]) <= 1.1
+    cymbals = {pitch for piece in group.pieces[HELD_OUT] for t in piece.score.tracks if t.is_drum for pitch in t.pitch}
+    assert all(set(t.pitch) <= cymbals for piece in group.pieces[SHUFFLED] for t in piece.score.tracks if t.is_drum)
+
+
+def drum_notes(score: Score) -> int:
+    return sum(len(track) for track in score.tracks if track.is_drum)
 
 
 def test_pieces_are_cut_to_the_same_notes_and_begin_in_their_first_bar() -> None:
