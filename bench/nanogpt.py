@@ -46,6 +46,11 @@ class Shape:
     def tokens_per_step(self) -> int:
         return self.batch_size * self.block_size
 
+    @property
+    def positions(self) -> str:
+        """What those of its model count."""
+        return "index"
+
 
 def check(checkout: Path) -> None:
     """Raises UserError where the folder is no nanoGPT, or one whose train.py sets its seed otherwise."""

@@ -23,6 +23,7 @@ from midigpt.batches import Batches
 from midigpt.devices import autocast, fast_bf16, keep_freed_memory
 from midigpt.model import build_model, flops_per_token, model_config
 from midigpt.optimizer import make_optimizers, update
+from midigpt.positions import POSITIONS_DTYPE
 from midigpt.tokenizer import DTYPE
 from midigpt.train_data import Side, load_side
 
@@ -63,11 +64,10 @@ def our_step(kind: ModelType, shape: Shape, side: Side, device: str) -> Step:
     stepped = torch.compile(model) if device.startswith("cuda") else model
     optimizers = make_optimizers(model, config.learning_rate, config.adam_learning_rate, weight_decay=0.1)
     precision = autocast(device)
-    batch = Batches(side, shape.batch_size, shape.block_size, 0, device)
+    batch = Batches(side, shape.batch_size, shape.block_size, 0, device, model.config.positions)
 
     def step(number: int) -> None:
-        x, y = batch(number)
-        positions = torch.arange(shape.block_size, device=device)[None]  # (1, T)
+        x, y, positions = batch(number)
         with precision:
             loss = stepped(x, positions, targets=y)
         loss.backward()
@@ -147,7 +147,9 @@ def random_side(vocab_size: int, tokens: int) -> Side:
     """Tokens drawn evenly, in documents of a thousand: as much work for the loader as music is."""
     rng = np.random.default_rng(0)
     begins = np.arange(0, tokens, 1000)
-    return Side(rng.integers(0, vocab_size, tokens).astype(DTYPE), np.stack([begins, begins + 2], axis=1), tokens)
+    docs = np.stack([begins, begins + 2], axis=1)
+    where = (np.arange(tokens) % 1000).astype(POSITIONS_DTYPE)
+    return Side(rng.integers(0, vocab_size, tokens).astype(DTYPE), where, docs, tokens)
 
 
 def measure(kind: ModelType, shape: Shape, device: str, steps: int, warm_up: int) -> dict[str, Any]:

@@ -180,6 +180,7 @@ _NAMES = {
         "n_embd": "hidden_size",
         "n_hidden": "intermediate_size",
         "rope_theta": "rope_theta",
+        "positions": "midigpt_positions",  # transformers, given no position_ids, counts tokens
     },
     "gpt2": {
         "vocab_size": "vocab_size",
@@ -225,6 +226,7 @@ def _model_config(folder: Path, config: dict[str, Any]) -> ModelConfig:
         kind = config["model_type"]
         if kind not in _NAMES:
             raise UserError(f"{folder / 'config.json'} is of a {kind} model; midigpt has {' and '.join(_NAMES)}")
+        config = {"midigpt_positions": "index", **config}
         fields = {ours: config[theirs] for ours, theirs in _NAMES[kind].items()}
         return ModelConfig(type=kind, **{"n_kv_head": fields["n_head"], **fields})
     except KeyError as error:

@@ -69,6 +69,7 @@ def token_nats(
 ) -> Nats:
     """The code length of each token under the model, (N,); zero for start tokens and headers, which are given.
 
+    A window that begins within a document has the document's times: only their differences matter.
     Of several processes each reads every n-th window; all return the whole.
     """
     was_training = model.training
@@ -83,16 +84,19 @@ def token_nats(
         rows = mine[first : first + max(LOGITS_AT_ONCE // (vocab_size * longest), 1)]
         x = torch.zeros(len(rows), longest, dtype=torch.long)
         y = torch.full((len(rows), longest), IGNORED)
-        place = torch.zeros(len(rows), longest, dtype=torch.long)
+        place, position = (torch.zeros(len(rows), longest, dtype=torch.long) for _ in range(2))
         for row, (start, end, counted) in enumerate(rows):
             tokens = torch.from_numpy(side.tokens[start:end].astype(np.int64))
             x[row, : end - start - 1] = tokens[:-1]
             skip = max(counted - start - 1, 0)
             y[row, skip : end - start - 1] = tokens[1 + skip :]
             place[row, : end - start - 1] = torch.arange(start + 1, end)
-        x, y, place = x.to(device), y.to(device), place.to(device)
+            position[row, : end - start - 1] = torch.from_numpy(side.positions[start : end - 1].astype(np.int64))
+        if model.config.positions == "index":
+            position = torch.arange(longest)[None]
+        x, y, place, position = x.to(device), y.to(device), place.to(device), position.to(device)
         with autocast:
-            logits = model(x, torch.arange(longest, device=device)[None])
+            logits = model(x, position)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), y.flatten(), ignore_index=IGNORED, reduction="none")
         nats.index_add_(0, place.flatten(), loss)
         first += len(rows)

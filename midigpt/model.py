@@ -4,6 +4,7 @@ Parameters are named and laid out as in transformers' Qwen3ForCausalLM and GPT2L
 opens there as it is.
 
 qwen3: RMSNorm before each block, rotary positions, normalised queries and keys, grouped heads, SwiGLU, no biases.
+  Positions are an argument; they count musical time (midigpt/positions.py), or tokens.
 gpt2: LayerNorm before each block, learned positions, GELU, biases.
 In both the output matrix is tied to the input's.
 
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midigpt.kernels import attend, compute_dtype, dropout, next_token_loss, rms_norm
-from midigpt.settings import Shape
+from midigpt.settings import Counted, Shape
 
 INIT_STD = 0.02  # of weights at the start, as in GPT-2
 RMS_NORM_EPS = 1e-6
@@ -43,6 +44,11 @@ class ModelConfig:
     n_embd: int
     n_hidden: int  # width of the feed-forward layer
     rope_theta: float = 10_000.0  # of qwen3
+    positions: Counted = "time"  # what its positions count; in gpt2 always tokens
+
+    def __post_init__(self) -> None:
+        if self.type == "gpt2":
+            object.__setattr__(self, "positions", "index")  # it has as many as it has learned
 
     @property
     def head_dim(self) -> int:
@@ -77,10 +83,14 @@ class Cache:
 
 def rotary_angles(positions: Tensor, config: ModelConfig, dtype: torch.dtype) -> Angles:
     """Cosine and sine, each (B, T, 1, D), for positions of shape (B, T) or (1, T). The first half of sin is negated."""
-    frequency = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, device=positions.device) / config.head_dim)
-    angle = positions[:, :, None, None] * frequency  # (B, T, 1, D / 2)
-    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+    angle = positions[:, :, None, None] * rotary_frequencies(config, positions.device)  # (B, T, 1, D)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
+    """Radians a position, (D,), of each pair (i, i + D / 2); negated for i."""
+    frequency = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, device=device) / config.head_dim)
+    return torch.cat([-frequency, frequency])
 
 
 def rotate(x: Tensor, angles: Angles) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Literal
 
 from midigpt.files import UserError
 
+Counted = Literal["time", "index"]  # by positions
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -24,6 +26,8 @@ class Shape:
     """Width of the feed-forward layers; without it, such that they have as many weights as with 4 * n_embd and GELU."""
     block_size: int = 256
     """Tokens the model sees at once."""
+    positions: Counted = "time"
+    """What rotary positions count: musical time, or tokens, as gpt2's learned ones always do."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ def complete(
             default, why = load_preset(Config, preset), f"--config {preset}: {reason}"
         config = parse_config(Config, description, replace(default, root=config.root, run=config.run))
     validate(config)
+    if config.model.type == "gpt2":
+        config = replace(config, model=replace(config.model, positions="index"))
     flags = [argument.replace("-", "_") for argument in sys.argv[1:]]
     if given := {name for name in LENGTHS if any(flag.startswith(f"__{name}") for flag in flags)}:
         rest: dict[str, Any] = dict.fromkeys(LENGTHS - given)

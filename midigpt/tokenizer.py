@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from midigpt.documents import Split, is_drawn, read_songs
 from midigpt.files import UserError, make, read_json, replacing, write_json
-from midigpt.header import split_header
+from midigpt.header import shown, split_header
 from midigpt.index import songs, totals
-from midigpt.language import TRACKS
+from midigpt.language import TRACKS, Language
 from midigpt.score import IntArray
 
 Tokens = NDArray[np.uint16]
@@ -131,43 +131,65 @@ def load_tokenizer(root: Path) -> tuple[Tokenizer, dict[str, Any]]:
 # --- encoding --------------------------------------------------------------------------------------------
 
 
+def document_tokens(tokenizer: Tokenizer, language: Language, text: str) -> tuple[list[int], list[int]]:
+    """A document's tokens, without a start token, and of each the time of its line: grid steps since the beginning."""
+    encoding = tokenizer.encode(text)
+    steps = np.array([line_steps(line, language) for line in text.splitlines(keepends=True)], np.int64)
+    is_end = np.array([token.endswith("\n") for token in encoding.tokens], np.int64)
+    line = np.cumsum(is_end) - is_end  # of each token
+    return encoding.ids, (np.cumsum(steps) - steps)[line].tolist()
+
+
+def line_steps(line: str, language: Language) -> int:
+    """The time of a line, in grid steps; the start token and the header take none. Raises UserError for no line."""
+    if line == START or line.startswith("#"):
+        return 0
+    try:
+        return int(language.module.line_steps(line))
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"{shown(line.rstrip())} does not say how long it takes; mend or delete its document") from None
+
+
 class LineEncoder:
-    """Lines -> tokens. Lines repeat, so each is encoded once, for as long as it is remembered.
+    """Lines -> tokens and times. Lines repeat, so each is encoded once, for as long as it is remembered.
 
     No token crosses a line, so a document's tokens are those of its lines end to end. What is remembered has
     at most `remembered` tokens after each call; when it is more, the half that was most in use lately stays.
     """
 
-    def __init__(self, tokenizer: Tokenizer, remembered: int = REMEMBERED) -> None:
-        self._tokenizer, self._remembered = tokenizer, remembered
+    def __init__(self, tokenizer: Tokenizer, language: Language = TRACKS, remembered: int = REMEMBERED) -> None:
+        self._tokenizer, self._language, self._remembered = tokenizer, language, remembered
         self._is_end = np.zeros(tokenizer.get_vocab_size(), bool)  # of a line
         for token, number in tokenizer.get_vocab().items():
             self._is_end[number] = token == START or token.endswith("\n")
         self._number: dict[str, int] = defaultdict(count().__next__)  # of a line; new lines get the next one
         self._tokens = np.empty(0, DTYPE)  # of all lines remembered, end to end
         self._ends = np.zeros(1, np.int64)  # line n has the tokens [ends[n], ends[n + 1])
+        self._steps = np.empty(0, np.int64)  # of the grid, that each line takes
         self._uses = np.empty(0, np.int64)  # of each line, of late
 
-    def __call__(self, lines: Sequence[str]) -> tuple[Tokens, IntArray]:
-        """The tokens of lines, end to end, (N,), and how many each line has, (L,). START counts as a line.
+    def __call__(self, lines: Sequence[str]) -> tuple[Tokens, IntArray, IntArray]:
+        """The tokens of lines, end to end, (N,); how many each line has and how many grid steps it takes, both (L,).
 
-        Every other line must end in a newline, and have no other.
+        START counts as a line. Every other line must end in a newline, and have no other. Raises UserError for what
+        is no line.
         """
         parts = [self._encode(lines[at : at + LINES_AT_ONCE]) for at in range(0, len(lines), LINES_AT_ONCE)]
-        tokens, lengths = zip((np.empty(0, DTYPE), np.empty(0, np.int64)), *parts, strict=True)
-        return np.concatenate(tokens), np.concatenate(lengths)
+        nothing = np.empty(0, np.int64)
+        tokens, lengths, steps = zip((np.empty(0, DTYPE), nothing, nothing), *parts, strict=True)
+        return np.concatenate(tokens), np.concatenate(lengths), np.concatenate(steps)
 
-    def _encode(self, lines: Sequence[str]) -> tuple[Tokens, IntArray]:
+    def _encode(self, lines: Sequence[str]) -> tuple[Tokens, IntArray, IntArray]:
         known = len(self._number)
         number = np.fromiter(map(self._number.__getitem__, lines), np.int64, len(lines))
         if new := len(self._number) - known:
             self._learn(list(islice(reversed(self._number), new))[::-1])
         self._uses += np.bincount(number, minlength=len(self._uses))
         begin, end = self._ends[number], self._ends[number + 1]
-        tokens, lengths = self._tokens[ranges(begin, end - begin)], end - begin
+        tokens, lengths, steps = self._tokens[ranges(begin, end - begin)], end - begin, self._steps[number]
         if len(self._tokens) > self._remembered:
             self._forget()
-        return tokens, lengths
+        return tokens, lengths, steps
 
     def _learn(self, lines: list[str]) -> None:
         """Encode new lines: many as one text, which costs half as much as each by itself."""
@@ -176,6 +198,7 @@ class LineEncoder:
         tokens = np.concatenate(encoded)
         self._ends = np.append(self._ends, len(self._tokens) + 1 + np.flatnonzero(self._is_end[tokens]))
         self._tokens = np.append(self._tokens, tokens)
+        self._steps = np.append(self._steps, [line_steps(line, self._language) for line in lines])
         self._uses = np.append(self._uses, np.zeros(len(lines), np.int64))
 
     def _forget(self) -> None:
@@ -187,7 +210,7 @@ class LineEncoder:
         self._number = defaultdict(count(int(is_kept.sum())).__next__, zip(lines, count()))
         self._tokens = self._tokens[np.repeat(is_kept, lengths)]
         self._ends = np.append(0, np.cumsum(lengths[is_kept]))
-        self._uses = self._uses[is_kept] // 2
+        self._steps, self._uses = self._steps[is_kept], self._uses[is_kept] // 2
 
 
 def ranges(begin: IntArray, length: IntArray) -> IntArray:

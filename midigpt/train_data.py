@@ -1,9 +1,10 @@
 """Documents -> train.bin and val.bin, and reading them.
 
-train/train.bin and train/val.bin are plain little-endian uint16 tokens without a header. Beside each lies
-NAME.docs.npy, int64 of shape (D, 2): for each document the position of its start token and that of its
-first token after the header. train/meta.json says what they were made from. train/copies.* are the index of the
-training songs in which midigpt/copies.py looks passages up.
+train/train.bin and train/val.bin are plain little-endian uint16 tokens without a header. Beside each lie
+NAME.positions.bin, as plain uint32 the position of each token in musical time (midigpt/positions.py), and
+NAME.docs.npy, int64 of shape (D, 2): for each document the index of its start token and that of its first token after
+the header. train/meta.json says what they were made from. train/copies.* are the index of the training songs in which
+midigpt/copies.py looks passages up.
 """
 
 import multiprocessing
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
@@ -27,6 +29,7 @@ from midigpt.files import UserError, make, read_json, replacing, write_json
 from midigpt.header import keep_fields, split_header
 from midigpt.index import Song, songs, totals
 from midigpt.language import TRACKS
+from midigpt.positions import POSITIONS_DTYPE, Positions, line_positions
 from midigpt.score import IntArray
 from midigpt.tokenizer import DTYPE, START, LineEncoder, Tokens, file_sha256, load_tokenizer, tokenizer_path
 
@@ -125,6 +128,7 @@ class Packed:
     songs: int
     notes: int
     tokens: bytes  # DTYPE
+    positions: bytes  # POSITIONS_DTYPE
     docs: IntArray  # (D, 2) of each its start token, and the first after its header
 
 
@@ -195,11 +199,14 @@ def _pack(some: list[tuple[Song, list[str]]], encode: LineEncoder, split: Split)
             notes[side] += body.count("|")
     packed = []
     for side in (0, 1):
-        tokens, lengths = encode(lines[side])
-        position = np.append(0, np.cumsum(lengths))  # of each line
-        first = np.array(begins[side], np.int64)
-        docs = np.stack([position[first], position[first + 2]], axis=1)
-        packed.append(Packed(songs_of[side], notes[side], tokens.tobytes(), docs))
+        tokens, lengths, steps = encode(lines[side])
+        at = np.append(0, np.cumsum(lengths))  # of each line
+        first = np.array(begins[side], np.int64)  # of each document
+        time = np.cumsum(steps) - steps
+        time -= np.repeat(time[first], np.diff(first, append=len(time)))
+        where = line_positions(time, lengths).astype(POSITIONS_DTYPE)
+        docs = np.stack([at[first], at[first + 2]], axis=1)
+        packed.append(Packed(songs_of[side], notes[side], tokens.tobytes(), where.tobytes(), docs))
     return Batch((packed[0], packed[1]), read_passages(training))
 
 
@@ -209,15 +216,16 @@ def _encoder(path: Path, sha256: str) -> LineEncoder:
 
 
 class _Writer:
-    """Writes one side. Nothing grows with the number of documents: both files are written as they come."""
+    """Writes one side. Nothing grows with the number of documents: all files are written as they come."""
 
-    def __init__(self, out: IO[bytes], docs: IO[bytes]) -> None:
-        self._out, self._docs = out, docs
+    def __init__(self, out: IO[bytes], positions: IO[bytes], docs: IO[bytes]) -> None:
+        self._out, self._positions, self._docs = out, positions, docs
         self._songs = self._documents = self._tokens = self._notes = 0
         self._write_docs_header()
 
     def add(self, some: Packed) -> None:
         self._out.write(some.tokens)
+        self._positions.write(some.positions)
         self._docs.write((some.docs + self._tokens).astype("<i8").tobytes())
         self._songs += some.songs
         self._documents += len(some.docs)
@@ -242,11 +250,13 @@ class _Writer:
 def _writer(folder: Path, name: str) -> Iterator[_Writer]:
     with (
         replacing(folder / f"{name}.bin") as bin_path,
+        replacing(folder / f"{name}.positions.bin") as positions_path,
         replacing(folder / f"{name}.docs.npy") as docs_path,
         bin_path.open("wb") as out,
+        positions_path.open("wb") as where,
         docs_path.open("wb") as docs,
     ):
-        writer = _Writer(out, docs)
+        writer = _Writer(out, where, docs)
         yield writer
         writer.finish()
 
@@ -278,11 +288,15 @@ def read_data(start: int, end: int, path: Path = Path("train/train.bin")) -> Tok
 
 def open_tokens(path: Path) -> Tokens:
     """A .bin file as a read-only memory map, shape (N,)."""
+    return _open(path, DTYPE)
+
+
+def _open(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
     if not path.exists():
         raise UserError(f"{path} does not exist yet; make it with: {make(path.parents[1], 'train-bin')}")
     if path.stat().st_size == 0:
-        return np.empty(0, DTYPE)
-    return np.memmap(path, DTYPE, mode="c")  # copy on write: what torch takes without complaint; nobody writes
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype, mode="c")  # copy on write: what torch takes without complaint; nobody writes
 
 
 @dataclass(frozen=True)
@@ -290,6 +304,7 @@ class Side:
     """One side of the split, ready to read."""
 
     tokens: Tokens  # (N,)
+    positions: Positions  # (N,) in musical time
     docs: IntArray  # (D, 2) start of the document, first token after its header; ascending
     notes: int
 
@@ -303,6 +318,7 @@ def load_side(root: Path, name: str) -> tuple[Side, dict[str, Any]]:
     """The "train" or "val" side, and meta.json. Raises UserError where files are missing or don't fit."""
     folder = root / "train"
     tokens = open_tokens(folder / f"{name}.bin")
+    where = _open(folder / f"{name}.positions.bin", POSITIONS_DTYPE)
     if not (folder / "meta.json").exists():
         raise UserError(f"{folder / 'meta.json'} is missing; make it again with: {make(root, 'train-bin')}")
     meta = read_json(folder / "meta.json")
@@ -312,11 +328,11 @@ def load_side(root: Path, name: str) -> tuple[Side, dict[str, Any]]:
         )
     docs_path = folder / f"{name}.docs.npy"
     docs = np.load(docs_path) if docs_path.exists() else np.empty((0, 2), np.int64)
-    if (len(tokens), len(docs)) != (meta[name]["tokens"], meta[name]["documents"]):
+    if (len(tokens), len(where), len(docs)) != (*[meta[name]["tokens"]] * 2, meta[name]["documents"]):
         raise UserError(
             f"{folder / name}.bin is not what meta.json beside it describes; run: {make(root, 'train-bin')}"
         )
-    return Side(tokens, docs, meta[name]["notes"]), meta
+    return Side(tokens, where, docs, meta[name]["notes"]), meta
 
 
 def line_tokens(side: Side) -> Tokens:

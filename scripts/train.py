@@ -79,6 +79,8 @@ run_folder = config.root / "train" / "runs" / config.run
 held = lock(run_folder / "lock", f"{run_folder} is being trained already") if is_first else None  # until the end
 latest = find_checkpoint(run_folder / "latest")
 then: dict[str, Any] = read_json(latest / "run.json") if latest else {}  # when that was saved
+if then:
+    then["config"]["model"].setdefault("positions", "index")  # a run that does not say counts tokens
 if latest and config.init_from and str(config.init_from) != then["config"].get("init_from"):
     raise UserError(f"{run_folder} was not begun from {config.init_from}; begin a new run with --run NAME")
 origin = load_checkpoint(config.init_from)[0] if config.init_from and not latest else None
@@ -131,7 +133,7 @@ stepped: torch.nn.Module = torch.compile(model) if config.compile or (config.com
 if world > 1:
     stepped = DistributedDataParallel(stepped, device_ids=[device] if on_cuda else None)
 
-batch = Batches(train, config.batch_size, shape.block_size, config.seed, device)
+batch = Batches(train, config.batch_size, shape.block_size, config.seed, device, model.config.positions)
 tokens_per_step = config.batch_size * shape.block_size
 rows = config.batch_size // world  # of a batch, that this process takes
 micro = min(config.micro_batch_size or rows, rows)
@@ -140,14 +142,13 @@ memory_advice = f"--micro-batch-size {max(micro // 2, 1)}, or a smaller --config
 
 def forward_backward(step: int) -> Tensor:
     """Add the gradient of a step's batch to the weights'; its loss in nats per token, of this process's rows."""
-    x, y = (part[rank * rows : (rank + 1) * rows] for part in batch(step))
-    positions = torch.arange(shape.block_size, device=device)[None]
+    x, y, positions = (part[rank * rows : (rank + 1) * rows] for part in batch(step))
     total = torch.zeros((), device=device)
     for first in range(0, rows, micro):
-        last = first + micro >= rows
+        last, some = first + micro >= rows, slice(first, first + micro)
         with nullcontext() if last or world == 1 else stepped.no_sync():
             with precision:
-                loss = stepped(x[first : first + micro], positions, targets=y[first : first + micro]) * (micro / rows)
+                loss = stepped(x[some], positions[some], targets=y[some]) * (micro / rows)
             loss.backward()
         total += loss.detach()
     return total

@@ -17,11 +17,11 @@ from midigpt.tokenizer import START_ID, tokenizer_path
 from midigpt.train_data import line_tokens, load_side
 
 
-@pytest.fixture
-def model() -> GPT:
+@pytest.fixture(params=["time", "index"])
+def model(request: pytest.FixtureRequest) -> GPT:
     torch.manual_seed(0)
     shape = {"n_layer": 1, "n_head": 2, "n_kv_head": 2, "n_embd": 16, "n_hidden": 32}
-    model = build_model(ModelConfig(vocab_size=80, block_size=400, **shape))
+    model = build_model(ModelConfig(vocab_size=80, block_size=400, positions=request.param, **shape))
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(5)  # so that tokens differ in likelihood
@@ -57,11 +57,26 @@ def test_each_document_is_read_from_its_start_and_its_header_is_given(prepared: 
     nats = token_nats(model, side, evaluation_windows(side, 400), "cpu", nullcontext())
     for (start, first), end in zip(side.docs, side.ends, strict=True):
         tokens = torch.from_numpy(side.tokens[start:end].astype(np.int64))
+        positions = np.arange(end - start) if model.config.positions == "index" else side.positions[start:end]
         with torch.no_grad():
-            logits = model(tokens[None, :-1], torch.arange(end - start - 1)[None])[0]
+            logits = model(tokens[None, :-1], torch.from_numpy(positions.astype(np.int64))[None, :-1])[0]
         expected = F.cross_entropy(logits, tokens[1:], reduction="none")[first - start - 1 :].numpy()
         np.testing.assert_allclose(nats[first:end], expected, rtol=1e-4)
         assert not nats[start:first].any()
+
+
+def test_a_window_that_begins_within_a_document_keeps_its_times(prepared: Path, model: GPT) -> None:
+    side, _ = load_side(prepared, "val")
+    start, end = side.docs[1, 0] + 40, side.docs[1, 0] + 80
+    nats = token_nats(model, side, [(start, end, start + 20)], "cpu", nullcontext())
+    tokens = torch.from_numpy(side.tokens[start:end].astype(np.int64))
+    positions = torch.from_numpy(side.positions[start:end].astype(np.int64)) - side.positions[start]
+    if model.config.positions == "index":
+        positions = torch.arange(40)
+    with torch.no_grad():
+        logits = model(tokens[None, :-1], positions[None, :-1])[0]
+    expected = F.cross_entropy(logits, tokens[1:], reduction="none")[19:].numpy()
+    np.testing.assert_allclose(nats[start + 20 : end], expected, rtol=1e-4)
 
 
 def test_bits_by_position_add_up(prepared: Path, model: GPT) -> None:

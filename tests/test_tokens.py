@@ -17,6 +17,7 @@ from midigpt.dataset import Options, make_dataset
 from midigpt.documents import Split, read_songs
 from midigpt.files import UserError
 from midigpt.index import Song, index_files, open_index, songs, totals
+from midigpt.language import TRACKS
 from midigpt.midi import write_midi
 from midigpt.score import Score
 from midigpt.tokenizer import START, START_ID, LineEncoder, learn_tokenizer, sample_documents
@@ -167,24 +168,25 @@ def test_lines_have_the_tokens_of_their_document_however_little_is_remembered(
 ) -> None:
     monkeypatch.setattr("midigpt.tokenizer.LINES_AT_ONCE", at_once)
     tokenizer = Counting(Tokenizer.from_file(str(prepared / "cache" / "tokenizer.json")))
-    encoder = LineEncoder(tokenizer, remembered)
+    encoder = LineEncoder(tokenizer, TRACKS, remembered)
     seen = set()
     for text in documents(prepared).values():
         lines = [START, *text.splitlines(keepends=True)]
-        tokens, lengths = encoder(lines)
+        tokens, lengths, steps = encoder(lines)
         assert tokens.tolist() == [START_ID, *tokenizer.encode(text).ids]
         for line, part in zip(lines, np.split(tokens, np.cumsum(lengths)[:-1]), strict=True):
             assert tokenizer.decode(part.tolist(), skip_special_tokens=False) == line
+        assert steps.tolist() == [0, 0, *(12 * int("|1/2" in line) + 24 * int("|1/1" in line) for line in lines[2:])]
         seen.update(lines[1:])
         assert len(encoder._tokens) == encoder._ends[-1] <= remembered
-        assert len(encoder._number) == len(encoder._uses) == len(encoder._ends) - 1
+        assert len(encoder._number) == len(encoder._uses) == len(encoder._steps) == len(encoder._ends) - 1
     if remembered == 1 << 20:
         assert sorted(tokenizer.lines) == sorted(seen)  # each once
 
 
 def test_what_is_used_most_is_remembered(prepared: Path) -> None:
     tokenizer = Counting(Tokenizer.from_file(str(prepared / "cache" / "tokenizer.json")))
-    encoder = LineEncoder(tokenizer, 60)
+    encoder = LineEncoder(tokenizer, TRACKS, 60)
     for number in range(1, 100):
         encoder(["0+10|1/1\n"] * 3 + [f"{number % 10}+{number}|1/{number}\n"])
     assert tokenizer.lines.count("0+10|1/1\n") == 1

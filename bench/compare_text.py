@@ -1,0 +1,96 @@
+"""The interval language's switches as bench/compare.py tries them: the same notes, written in other ways.
+
+    ""            as midigpt/encodings/interval.py writes them (a test compares the two)
+    high first    within a part the highest note first
+    bars          ' in front of the first line of each bar
+    anchors       the same, and each part's first note of a bar is written as its key (60=10)
+    note-offs     no lengths: a note ends where its part has a note of velocity 0
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from fractions import Fraction
+
+from midigpt.encodings.interval import time_text
+from midigpt.header import nearest_tempo
+from midigpt.normal import GRID, VELOCITY_STEP
+from midigpt.score import Score
+
+SWITCHES = ("high first", "bars", "anchors", "note-offs")
+Note = tuple[int, int, int, int, int]  # onset, part, pitch, velocity bin (0: its end), length in grid steps
+
+
+def part_marks(score: Score) -> list[str]:
+    """What stands for each track, in its order: 0, 0.2, 32, d."""
+    count: Counter[str] = Counter()
+    marks = []
+    for track in score.tracks:
+        name = "d" if track.is_drum else str(track.program)
+        count[name] += 1
+        marks.append(name if count[name] == 1 else f"{name}.{count[name]}")
+    return marks
+
+
+def write_lines(score: Score, switch: str) -> tuple[str, list[str]]:
+    """Header and lines of a normalised score (grid steps are its ticks) in the song layout."""
+    marks = part_marks(score)
+    notes = sorted(_notes(score, switch))
+    pitched = [note for note in notes if not score.tracks[note[1]].is_drum]
+    key = pitched[0][2] if pitched else 60
+    reference = dict.fromkeys(range(len(marks)), key)
+    numerator, denominator = score.meter
+    bar_steps = Fraction(4 * GRID * numerator, denominator)
+    lines = [f"{time_text(notes[0][0])}\n"] if notes[0][0] else []
+    part_now, bar_now, anchored = -1, -1, set()
+    instants = _instants(notes)
+    ends = [instant[0][0] for instant in instants[1:]]
+    ends.append(max(onset + length for onset, *_, length in instants[-1]))
+    for instant, end in zip(instants, ends, strict=True):
+        onset = instant[0][0]
+        line_steps = max(end - onset, 1)
+        bar = onset // bar_steps
+        text = "'" if switch in ("bars", "anchors") and bar != bar_now else ""
+        anchored = anchored if bar == bar_now else set()
+        bar_now, running = bar, {}
+        for _, part, pitch, velocity, length in _ordered(instant, switch):
+            text += f"{marks[part]}@" if part != part_now else ""
+            part_now = part
+            if score.tracks[part].is_drum or (switch == "anchors" and part not in anchored):
+                text += f"{pitch}="
+            else:
+                interval = pitch - running.get(part, reference[part])
+                text += f"{abs(interval)}{'+' if interval >= 0 else '-'}"
+            anchored.add(part)
+            if part not in running:
+                reference[part] = pitch
+            running[part] = pitch
+            is_given = switch == "note-offs" or length == line_steps
+            text += f"{velocity}{'' if is_given else ':' + time_text(length)}|"
+        lines.append(f"{text}{time_text(line_steps)}\n")
+    anchor = f" key={key}" if pitched else ""
+    return f"# tempo={nearest_tempo(score.tempo_bpm)} meter={numerator}/{denominator}{anchor}\n", lines
+
+
+def _notes(score: Score, switch: str) -> Iterator[Note]:
+    for part, track in enumerate(score.tracks):
+        bins = (track.velocity + VELOCITY_STEP - 1) // VELOCITY_STEP
+        columns = (track.onset, track.pitch, bins, track.duration)
+        for onset, pitch, velocity, length in zip(*(column.tolist() for column in columns), strict=True):
+            yield onset, part, pitch, velocity, 0 if switch == "note-offs" else length
+            if switch == "note-offs":
+                yield onset + length, part, pitch, 0, 0
+
+
+def _instants(notes: list[Note]) -> list[list[Note]]:
+    instants: list[list[Note]] = []
+    for note in notes:
+        if not instants or instants[-1][0][0] != note[0]:
+            instants.append([])
+        instants[-1].append(note)
+    return instants
+
+
+def _ordered(instant: list[Note], switch: str) -> list[Note]:
+    """Parts ascend; what ends comes before what begins at the same pitch."""
+    direction = -1 if switch == "high first" else 1
+    return sorted(instant, key=lambda note: (note[1], direction * note[2], note[3]))

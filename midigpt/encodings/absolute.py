@@ -1,0 +1,44 @@
+"""Absolute pitch: every pitch is written as its key, in lines like those of intervals.
+
+    60=10|64=10|67=10|1/1         C4, E4 and G4 together, for one beat
+    62=10|1/2                     D4
+    60=10:1/4|1/1                 C4, sounding for a quarter of its line
+
+It is the yardstick for intervals: all that differs is how a pitch is written. Normal form and losses are those of
+interval.py.
+"""
+
+from dataclasses import replace
+
+from midigpt.encodings import Row, Sheet, interval
+from midigpt.encodings._lines import read_lines
+from midigpt.header import Header, LanguageError, shown
+
+VERSION = 1
+ALPHABET = interval.ALPHABET.replace("+", "").replace("-", "")
+
+count_notes = interval.count_notes
+line_steps = interval.line_steps
+
+
+def write(sheet: Sheet) -> list[str]:
+    """The lines of each document: as if all its notes were drums."""
+    return interval.write(replace(sheet, is_drum=sheet.is_drum | True))
+
+
+def read(body: str, header: Header, first: int, is_song: bool) -> tuple[list[Row], int]:
+    """The notes of a document, in normal form or not, and the ticks to the beat in which their times are."""
+    read_lines(body, first, _refuse_intervals)
+    return interval.read(body, header, first, is_song)
+
+
+def check_line(line: str, header: Header, is_song: bool) -> None:
+    """Raises LanguageError where a line can't be the first of a document."""
+    _refuse_intervals(line)
+    interval.check_line(line, header, is_song)
+
+
+def _refuse_intervals(line: str, now: int = 0) -> int:
+    if "+" in line or "-" in line:
+        raise LanguageError(f"{shown(line)} has an interval; in this language notes are keys such as 60=10")
+    return 0

@@ -1,0 +1,106 @@
+"""One Unicode character for each note, which says pitch, loudness and length, and one for the time until the next line.
+
+    U+89217 U+91217 U+97217 U+E018      C4, E4 and G4 for one beat, 24 grid steps (here as code points, in text as such)
+    U+8D20B U+E00C                      D4 for half a beat
+    U+89205 U+E018                      C4 for a quarter of a beat, and a rest
+
+A note is one of the 2 ** 20 characters above the basic plane: 128 pitches, 16 velocity bins, 512 LENGTHS. Times are
+private characters of the basic plane: up to 4,095 grid steps are U+E000 and the steps; a longer wait has others in
+front, U+F000 for 4,096 steps, U+F001 for twice as many, and so on. Times add up. No vocabulary has all these
+characters: the frequent ones get tokens, a rare one is its bytes.
+
+Normal form: notes of a line, of each part, from low to high; a wait's characters from large to small, each at most
+once; lines without notes only for silence at the beginning; the last line's time is its longest note's.
+
+Lost beyond what normalising rounds: notes of more than 16 beats are up to an eighth shorter.
+"""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+
+from midigpt.encodings import Row, Sheet, split_mark
+from midigpt.encodings._lines import document_ends, join_lines, read_lines
+from midigpt.header import Header, LanguageError, shown
+from midigpt.normal import GRID, MAX_TICKS, VELOCITY_STEP
+
+VERSION = 1
+ALPHABET = None
+
+FIRST_NOTE = 0x10000
+FIRST_TIME = 0xE000
+EXACT = 16 * GRID  # notes up to this length have it; from there to a MIDI file's longest the ratio is always the same
+LENGTHS = np.array(  # (512,) grid steps
+    [*range(1, EXACT + 1), *(int(EXACT * (MAX_TICKS / EXACT) ** (k / (512 - EXACT))) for k in range(1, 513 - EXACT))]
+)
+
+_NOTE = "[\U00010000-\U0010ffff]"
+_TIME = "[\ue001-\uf012]"
+_MARKED_NOTE = re.compile(rf"(?:[d0-9.]+@)?{_NOTE}")
+_LINE = re.compile(rf"((?:{_MARKED_NOTE.pattern})*)({_TIME}+)")
+_COUNTED = re.compile("[\U00010000-\U0010ffff\udcf0-\udcf4]")  # the first byte of such a character is among the latter
+
+
+def count_notes(text: str) -> int:
+    """How many notes begin in a text; one written as bytes with its first, as in token_texts()."""
+    return len(_COUNTED.findall(text))
+
+
+def line_steps(line: str) -> int:
+    """The time until the next line, in grid steps."""
+    return sum(_steps(character) for character in re.findall(_TIME, line))
+
+
+def write(sheet: Sheet) -> list[str]:
+    """The lines of each document."""
+    notes = sheet.notes
+    length = np.searchsorted(LENGTHS, notes.end - notes.onset, side="right") - 1
+    notes = replace(notes, end=notes.onset + LENGTHS[length])
+    sheet = replace(sheet, notes=notes)
+    texts = [chr(code) for code in (FIRST_NOTE + (notes.pitch << 13 | notes.bins - 1 << 9 | length)).tolist()]
+    return join_lines(texts, notes.onset, notes.part, sheet.starts, document_ends(sheet), sheet.marks, _time_text)
+
+
+def _time_text(steps: int) -> str:
+    high, low = divmod(steps, 4096)
+    places = [place for place in reversed(range(high.bit_length())) if high >> place & 1]
+    return "".join(chr(FIRST_TIME + 4096 + place) for place in places) + (chr(FIRST_TIME + low) if low else "")
+
+
+def _steps(character: str) -> int:
+    code = ord(character) - FIRST_TIME
+    return code if code < 4096 else 4096 << code - 4096
+
+
+def read(body: str, header: Header, first: int, is_song: bool) -> tuple[list[Row], int]:
+    """The notes of a document, in normal form or not, and the ticks to the beat in which their times are."""
+    reader = _Reader(is_song)
+    read_lines(body, first, reader.read_line)
+    return reader.rows, GRID
+
+
+def check_line(line: str, header: Header, is_song: bool) -> None:
+    """Raises LanguageError where a line can't be the first of a document."""
+    _Reader(is_song).read_line(line, 0)
+
+
+class _Reader:
+    """Lines -> rows."""
+
+    def __init__(self, is_song: bool) -> None:
+        self.rows: list[Row] = []
+        self._is_song = is_song
+        self._part = ""
+
+    def read_line(self, line: str, now: int) -> int:
+        """Takes down the notes of a line that begins `now`; returns the time until the next, both in steps."""
+        match = _LINE.fullmatch(line)
+        if not match:
+            raise LanguageError(f"{shown(line)} is not notes, from U+10000 on, and a time, of U+E001 to U+F012")
+        for note in _MARKED_NOTE.findall(match[1]):
+            self._part, text = split_mark(note, self._part, self._is_song)
+            code = ord(text) - FIRST_NOTE
+            pitch, velocity, length = code >> 13, code >> 9 & 15, int(LENGTHS[code & 511])
+            self.rows.append(Row(self._part, now, length, pitch, (velocity + 1) * VELOCITY_STEP - VELOCITY_STEP // 2))
+        return sum(map(_steps, match[2]))

@@ -1,0 +1,147 @@
+"""Positions in musical time: of text, in train/*.positions.bin, and in batches."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from midigpt import positions as positions_module
+from midigpt.batches import Batches
+from midigpt.files import UserError
+from midigpt.language import TRACKS, encode
+from midigpt.midi import read_midi
+from midigpt.normal import GRID
+from midigpt.positions import token_positions
+from midigpt.tokenizer import START_ID, document_tokens, load_tokenizer, token_texts
+from midigpt.train_data import Side, load_side, make_train_bin
+from tests.conftest import SPLIT, midi_files
+
+
+def positions_of(tokenizer: Tokenizer, text: str) -> list[int]:
+    """As a sampler has them, of a document without its start token."""
+    ids, times = document_tokens(tokenizer, TRACKS, text)
+    texts = token_texts(tokenizer)
+    assert "".join(texts[token] for token in ids) == text
+    return token_positions(times, [texts[token] for token in ids])
+
+
+def by_definition(texts: list[str]) -> list[int]:
+    """Of a document's tokens behind the start token, from their texts alone."""
+    found, now, place, line = [], Fraction(0), 0, ""
+    for text in texts:
+        found.append(int(now * GRID) + place)
+        line, place = line + text, place + 1
+        if line.endswith("\n"):
+            now += 0 if line.startswith("#") else Fraction(line.split("|")[-1])
+            line, place = "", 0
+    return found
+
+
+# --- of text ---------------------------------------------------------------------------------------------
+
+
+def test_a_token_stands_at_its_lines_time_and_then_at_its_place_in_the_line(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "# key=60\n1/2\n0+9|1/1\n2+9:1/4|1/8\n"  # a token for each character
+    header, rest, first, second = range(9), range(4), range(12, 12 + 8), range(36, 36 + 12)
+    assert positions_of(tokenizer, text) == [*header, *rest, *first, *second]
+    monkeypatch.setattr(positions_module, "POSITIONS_A_STEP", 4)
+    first, second = range(48, 48 + 8), range(144, 144 + 12)
+    assert positions_of(tokenizer, text) == [*header, *rest, *first, *second]
+
+
+def test_a_start_token_is_a_line_of_its_own() -> None:
+    texts = ["", "#", "\n", "0+9|", "1/1\n", "0+9|1/1\n", "", "#\n", "1/1\n"]
+    times = [0, 0, 0, 0, 0, 24, 0, 0, 0]
+    assert token_positions(times, texts) == [0, 0, 1, 0, 1, 24, 0, 0, 0]
+    assert token_positions([], []) == []
+
+
+def test_positions_are_onsets_in_real_music(corpus: Callable[[str], Path], tokenizer: Tokenizer) -> None:
+    onsets = 0
+    for file in midi_files(corpus("mini"))[::4]:
+        for document in encode(read_midi(file)):
+            found = positions_of(tokenizer, document.body)
+            lines = document.body.splitlines()
+            at = np.cumsum([0, *(len(line) + 1 for line in lines)])[:-1]
+            heard = [found[place] for place, line in zip(at, lines, strict=True) if "|" in line]
+            assert heard == np.unique(document.onset).tolist()
+            assert found == by_definition(list(document.body))
+            onsets += len(heard)
+    assert onsets > 5000
+
+
+# --- in train/ -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_packed_positions_are_those_of_the_documents(prepared: Path, name: str) -> None:
+    side, _ = load_side(prepared, name)
+    assert (prepared / "train" / f"{name}.positions.bin").stat().st_size == 4 * len(side.tokens)
+    tokenizer = load_tokenizer(prepared)[0]
+    texts = token_texts(tokenizer)
+    for (start, _), end in zip(side.docs, side.ends, strict=True):
+        ids = side.tokens[start:end].tolist()
+        expected = by_definition([texts[token] for token in ids[1:]])
+        assert side.positions[start:end].tolist() == [0, *expected]
+        assert positions_of(tokenizer, "".join(texts[token] for token in ids)) == expected
+        assert expected[-1] > 20 * GRID
+
+
+def test_positions_that_do_not_fit_are_told(work: Path) -> None:
+    path = work / "train" / "val.positions.bin"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(UserError, match=r"not what meta\.json beside it describes; run: make train-bin"):
+        load_side(work, "val")
+    path.unlink()
+    with pytest.raises(UserError, match=r"val\.positions\.bin does not exist yet; make it with: make train-bin"):
+        load_side(work, "val")
+
+
+def test_a_line_without_a_time_is_told(work: Path) -> None:
+    (work / "data" / "song07_1.txt").write_text("# tempo=90\n0+10|1/1\n0+10|1\n")
+    with pytest.raises(UserError, match=r"'0\+10\|1' does not say how long it takes"):
+        make_train_bin(work, SPLIT)
+
+
+# --- in batches ------------------------------------------------------------------------------------------
+
+
+def known_documents(side: Side) -> dict[tuple[int, ...], list[int]]:
+    """The positions of each document, by its tokens."""
+    pairs = zip(side.docs[:, 0].tolist(), side.ends.tolist(), strict=True)
+    return {tuple(side.tokens[a:b].tolist()): side.positions[a:b].tolist() for a, b in pairs}
+
+
+def test_a_batchs_positions_belong_to_its_tokens(prepared: Path) -> None:
+    side, _ = load_side(prepared, "train")
+    batches = Batches(side, 3, 17, seed=1)
+    steps = [batches(step) for step in range(5 * len(side.tokens) // (2 * 51))]  # two and a half epochs
+    for inputs, targets, positions in steps:
+        assert inputs.shape == targets.shape == positions.shape == (3, 17) and positions.dtype == torch.int64
+    tokens, positions = (torch.cat([step[part].flatten() for step in steps]).tolist() for part in (0, 2))
+    starts = [place for place, token in enumerate(tokens) if token == START_ID]
+    known = known_documents(side)
+    for start, end in pairwise(starts):
+        assert positions[start:end] == known[tuple(tokens[start:end])]
+    assert len(starts) > 2 * len(side.docs)
+    assert all(torch.equal(*both) for both in zip(batches(4), Batches(side, 3, 17, seed=1)(4), strict=True))
+
+
+def test_large_positions_stay_what_they_are(prepared: Path) -> None:
+    side, _ = load_side(prepared, "train")
+    late = Side(side.tokens, side.positions + np.uint32(2**31), side.docs, side.notes)
+    assert torch.equal(Batches(late, 2, 8, 0)(3)[2], Batches(side, 2, 8, 0)(3)[2] + 2**31)
+
+
+def test_positions_may_count_tokens(prepared: Path) -> None:
+    side, _ = load_side(prepared, "train")
+    by_time, by_index = Batches(side, 2, 8, 0)(3), Batches(side, 2, 8, 0, positions="index")(3)
+    assert torch.equal(by_index[0], by_time[0]) and torch.equal(by_index[1], by_time[1])
+    assert by_index[2].tolist() == [list(range(8))] * 2 and by_index[2].dtype == torch.int64
