@@ -122,6 +122,7 @@ def latency(model: "GPT", tokenizer: "Tokenizer", rounds: int) -> dict[str, floa
     from midigpt.checkpoint import load_checkpoint, save_checkpoint
     from midigpt.decoder import Prepared
     from midigpt.generate import Drawing, Length, go_on
+    from midigpt.language import TRACKS
 
     line = "0+10|4+10|3+10|1/1\n2-9:1/2|1/1\n"
     header = "# program=0 tempo=120 meter=4/4\n"
@@ -130,7 +131,8 @@ def latency(model: "GPT", tokenizer: "Tokenizer", rounds: int) -> dict[str, floa
 
     with TemporaryDirectory() as folder:
         (Path(folder) / "tokenizer.json").write_text(tokenizer.to_str())
-        save_checkpoint(Path(folder) / "model", model.cpu(), Path(folder) / "tokenizer.json", {})
+        run = {"language": str(TRACKS)}
+        save_checkpoint(Path(folder) / "model", model.cpu(), Path(folder) / "tokenizer.json", run)
         loading = [timed(lambda: load_checkpoint(Path(folder) / "model")) for _ in range(rounds)]
 
     def first_note() -> None:

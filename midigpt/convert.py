@@ -100,7 +100,7 @@ def convert_chunk(
         shard: list[bytes] = []
         for documents in _documents(chunk, raw_data, filters, language, time_limit, outcomes):
             for place, texts in documents.items():
-                contents = [document.text.encode("ascii") for document in texts]
+                contents = [document.text.encode("utf-8") for document in texts]
                 if chunk.shard:
                     shard += contents
                 elif not chunk.is_probe:

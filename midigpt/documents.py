@@ -66,7 +66,7 @@ def _read_documents(data: Folder, song: Song, language: Language) -> list[str]:
     for name, content in zip(names, data.read(names), strict=True):
         path = f"{data}/{name}"
         try:
-            text = _bytes(content, path).decode("ascii")
+            text = _bytes(content, path).decode("utf-8")
             check_document(text, language)
         except (UnicodeDecodeError, LanguageError) as error:
             again = "delete it and make it again with: make dataset"
@@ -82,7 +82,7 @@ def _read_shard(index: sqlite3.Connection, data: Folder, number: int) -> dict[st
     documents, sha256 = index.execute("SELECT documents, sha256 FROM shards WHERE number = ?", (number,)).fetchone()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{data}/{name} is not what was written there; delete it and make it again with: make dataset")
-    texts = iter(content.decode("ascii").removesuffix("\n").split("\n\n"))
+    texts = iter(content.decode("utf-8").removesuffix("\n").split("\n\n"))
     rows = index.execute(
         "SELECT name, tracks FROM files WHERE shard = ? AND state = 'converted' ORDER BY name", (number,)
     ).fetchall()

@@ -66,7 +66,7 @@ class Language:
 
     @property
     def is_open(self) -> bool:
-        """Whether lines have more characters than a vocabulary can: frequent ones are learned, others are bytes."""
+        """Whether lines have more characters than a vocabulary can: tokens are then made of bytes."""
         return self.module.ALPHABET is None
 
     @property

@@ -234,6 +234,7 @@ def save(name: str, weights: str, evaluated: dict[str, Any] | None) -> None:
     """Save the run as it is; latest/ with what it needs to go on."""
     run = {
         "midigpt": version("midigpt"),
+        "language": meta["language"],
         "step": done,
         "max_steps": max_steps,
         "tokens_seen": done * tokens_per_step,
