@@ -194,6 +194,8 @@ class Vocabulary:
 
     texts: list[str]
 
+    decoder = None
+
     def get_vocab_size(self) -> int:
         return len(self.texts)
 
