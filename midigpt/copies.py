@@ -31,10 +31,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midigpt.files import UserError, make, read_json, replacing
-from midigpt.instants import Instants, moment_time, moved, read_instants
-from midigpt.language import TRACKS, Language
+from midigpt.instants import moment_time, moved, read_instants
+from midigpt.language import TRACKS, Language, encode
 from midigpt.normal import GRID
-from midigpt.score import IntArray
+from midigpt.score import IntArray, Score
 from midigpt.suffixes import MOST, longest_beginnings, sort_suffixes
 
 MOMENT, SUFFIX, DOC = np.dtype("<i8"), np.dtype("<i4"), np.dtype("<i8")
@@ -147,28 +147,22 @@ class CopyIndex:
     docs: IntArray  # (D, 6)
     songs: list[str]
 
-    def longest(self, text: str, language: Language = TRACKS) -> Copy | None:
-        """The passage of a document with the most notes that stands in the training songs; None if no note does.
+    def longest(self, text: str) -> Copy | None:
+        """The passage of a track's document (TRACKS) with the most notes that stands in the training songs, or None.
 
-        Of several in the take it is the first; of several places where it stands, any, but always the same. Of a song
-        each part is looked up by itself. Raises LanguageError where the document's header is none.
+        Of several in the take it is the first; of several places where it stands, any, but always the same. Raises
+        LanguageError where the document's header is none.
         """
-        take = read_instants([text], language)
-        found = [self._longest(take, part) for part in range(len(take.headers))]
-        return min((copy for copy in found if copy), key=lambda copy: (-copy.notes, copy.start_beat), default=None)
-
-    def _longest(self, take: Instants, part: int) -> Copy | None:
-        """That of one part."""
-        own, header = take.part == part, take.headers[part]
-        moments, onsets = take.moment[own], take.onset[own]
-        count = len(moments)
+        take = read_instants([text])
+        count = len(take.moment)
         if not count:
             return None
+        (header,) = take.headers
         keys = 1 if header.is_drum else 12
-        query = np.concatenate([np.append(moved(moments, key), _NOWHERE) for key in range(keys)])
+        query = np.concatenate([np.append(moved(take.moment, key), _NOWHERE) for key in range(keys)])
         starts = (np.arange(count)[:, None] + np.arange(keys) * (count + 1)).ravel()  # all keys of a place together
         place = np.repeat(np.arange(count), keys)
-        notes = np.append(0, np.cumsum(take.notes[own]))
+        notes = np.append(0, np.cumsum(take.notes))
         best = (0, 0, 0, 0)  # notes, instants, and where they begin: in the take, in the index
         for begin, end in zip([0, *self.blocks], self.blocks, strict=False):
             length, found = longest_beginnings(self.moments[begin:end], self.suffixes[begin:end], query, starts)
@@ -178,9 +172,14 @@ class CopyIndex:
                 best = (int(gain[at]), int(length[at]), int(place[at]), begin + int(found[at]))
         if not best[0]:
             return None
-        steps = int(moment_time(moments[best[2] : best[2] + best[1]]).sum())
+        steps = int(moment_time(take.moment[best[2] : best[2] + best[1]]).sum())
         seconds = steps / GRID * 60 / (header.tempo_bpm or 120)
-        return Copy(best[0], seconds, int(onsets[best[2]]) / GRID, *self._where(best[3]))
+        return Copy(best[0], seconds, int(take.onset[best[2]]) / GRID, *self._where(best[3]))
+
+    def longest_in(self, score: Score) -> Copy | None:
+        """Likewise of a score, part by part; None if it has no notes."""
+        found = [self.longest(document.text) for document in encode(score)]
+        return min(filter(None, found), key=lambda copy: (-copy.notes, copy.start_beat), default=None)
 
     def _where(self, at: int) -> tuple[str, int, int, float]:
         """Song, track, bar and beat of a moment."""

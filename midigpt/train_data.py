@@ -220,8 +220,8 @@ def _pack(some: list[tuple[Song, list[str]]], encode: LineEncoder, split: Split,
     try:
         return Batch((packed[0], packed[1]), read_passages(training, language))
     except LanguageError as error:
-        some = f"{training[0][0]} to {training[-1][0]}"
-        raise UserError(f"one of the documents from {some} is none ({error}); delete it and make it again") from None
+        names = f"{training[0][0]} to {training[-1][0]}"
+        raise UserError(f"one of the documents from {names} is none ({error}); delete it and make it again") from None
 
 
 @lru_cache(maxsize=1)

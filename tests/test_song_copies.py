@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from midigpt.copies import Copy, CopyIndex, read_passages
 from midigpt.instants import Instants, read_instants
-from midigpt.language import TRACKS, Language, encode
+from midigpt.language import TRACKS, Language, decode, encode
 from midigpt.normal import song_order
 from midigpt.score import Score, Track, track_from_notes
 from tests.conftest import melody
@@ -99,7 +99,7 @@ def test_a_planted_copy_of_one_part_is_found_in_any_key(track: int, part: int, k
     late = 480 * 6 - int(copied.onset[0])
     copied = replace(copied, onset=copied.onset + late, pitch=pitch, program=9)
     others = replace(odd(1, 50), onset=odd(1, 50).onset * 20)
-    copy = index.longest(text_of(Score(480, (others, copied), 60.0)), SONG)
+    copy = index.longest_in(Score(480, (others, copied), 60.0))
     assert copy and (copy.song, copy.track, copy.notes) == ("song7", part, 24)
     there = planted.onset[9] / 480
     assert ((copy.bar - 1) * 4 + copy.beat - 1, copy.start_beat) == (there, 6.0)
@@ -110,18 +110,18 @@ def test_a_planted_copy_of_one_part_is_found_in_any_key(track: int, part: int, k
 def test_a_track_is_found_in_songs_and_a_song_among_tracks() -> None:
     index = index_of_songs({"song": text_of(band(3))})
     for part in song_order(band(3).tracks):
-        copy = index.longest(text_of(Score(480, (part,), 100.0), TRACKS))
+        copy = index.longest_in(Score(480, (part,), 100.0))
         assert copy and copy.notes == 40
     apart = index_of({"song": [document.text for document in encode(band(3))]})
-    copy = apart.longest(text_of(band(3)), SONG)
-    assert copy == Copy(40, copy.seconds if copy else 0, 0.0, "song", 2, 1, 1.0)
+    copy = apart.longest_in(band(3))
+    assert copy == Copy(40, copy.seconds if copy else 0, 0.0, "song", 1, 1, 1.0)
 
 
 def test_of_several_parts_the_one_with_the_longest_copy_counts() -> None:
     index = index_of_songs({"song": "0@0+9|1/1\n2+9|1/1\n2+9|1/1\n1+9|1/1\n"})
-    copy = index.longest("0@0+9|d@36=9|1/1\n0@1+9|5@0+9|1/2\n5@2+9|1/1\n2+9|1/1\n", SONG)
+    copy = index.longest_in(decode(["0@0+9|d@36=9|1/1\n0@1+9|5@0+9|1/2\n5@2+9|1/1\n2+9|1/1\n"], SONG))
     assert copy and (copy.notes, copy.start_beat) == (2, 1.5)
-    assert index.longest("d@36=9|1/1\n", SONG) is None
+    assert index.longest_in(decode(["d@36=9|1/1\n"], SONG)) is None
 
 
 def test_songs_and_their_parts_are_numbered() -> None:
