@@ -15,7 +15,7 @@ help:
 	@echo
 	@echo 'Your own music: put MIDI files into raw_data/ (subfolders are fine), then'
 	@echo 'make index        list the MIDI files'
-	@echo 'make dataset      convert them to text, one document a track (dataset-100: 100 files more)'
+	@echo 'make dataset      convert them to text (dataset-100: 100 files more)   ARGS="--layout song"'
 	@echo 'make doctor       what is in the folder and what to do about it: cache/doctor.html'
 	@echo 'make tokenizer    learn the tokenizer                 ARGS="--vocab-size 4096"'
 	@echo 'make train-bin    pack the tokens                     ARGS="--val-fraction 0.05"'
@@ -71,6 +71,9 @@ test-%: .venv/setup-test
 clean:
 	@mkdir -p "$(ROOT)/data"
 	find "$(ROOT)/data" -maxdepth 1 '(' -name '*_[0-9]*.txt' -o -name 'shard-*.txt' -o -name manifest.json ')' -delete
+	@# What begins like a song's document is one.
+	find "$(ROOT)/data" -maxdepth 1 -name '*.txt' -exec awk \
+		'FNR == 1 && /^# tempo=[0-9]+ meter=/ { printf "%s%c", FILENAME, 0 } { nextfile }' {} + | xargs -0 rm -f
 	rm -f "$(ROOT)"/cache/index.sqlite "$(ROOT)"/cache/doctor.html "$(ROOT)"/cache/tokenizer*.json \
 		"$(ROOT)"/train/*.bin "$(ROOT)"/train/*.npy "$(ROOT)"/train/meta.json \
 		"$(ROOT)"/train/copies.songs.txt

@@ -181,14 +181,14 @@ def begin(args: Args, model: "GPT", tokenizer: "Tokenizer") -> Iterator[Write]:
     from midigpt.automaton import PIANO
     from midigpt.generate import compose
     from midigpt.header import read_header
-    from midigpt.language import decode
+    from midigpt.language import TRACKS, decode
     from midigpt.midi import write_midi
     from midigpt.takes import ending_at
 
     length, wished = wanted_length(args), wishes(args)
     key = int(wished.get("key", PIANO[0]))
     keys = key_range(args) or range(min(PIANO[0], key), max(PIANO[-1], key) + 1)
-    for text in compose(model, tokenizer, drawing(args), wished, length, args.takes, keys):
+    for text in compose(model, tokenizer, TRACKS, drawing(args), wished, length, args.takes, keys):
         score = ending_at(decode([text]), length.in_steps(read_header(text)))
         yield partial(write_midi, score)
 

@@ -44,7 +44,7 @@ class Args:
     """What to compare."""
     work: Path = Path("compare")
     """Where runs and tables are kept."""
-    pflop: float = 0.02
+    pflop: float = 0.01
     """Training compute of a run, in 10^15 operations."""
     notes: int = 500_000
     """Notes that a run of the study "notes" sees."""
@@ -104,7 +104,7 @@ POSITIONS = [
     for way in (INTERVALS, ABSOLUTE)
     for kind in ("time", "index")
 ]
-POSITIONS += [replace(INTERVALS, name=f"intervals, by time, {n} a step", a_step=n) for n in (0.25, 4)]
+POSITIONS += [replace(INTERVALS, name=f"intervals, by time, {n} a step", a_step=n) for n in (4, 16)]
 SIZES = [
     replace(INTERVALS, name=f"vocabulary {size or 'without merges'}", vocab_size=size)
     for size in (0, 512, 1024, 2048, 4096, 16384)

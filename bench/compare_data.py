@@ -24,7 +24,7 @@ from midigpt.language import Language, encode
 from midigpt.normal import GRID
 from midigpt.rescue import rescue
 from midigpt.score import NO_PEDAL, Score, Track
-from midigpt.tokenizer import START, LineEncoder, new_tokenizer
+from midigpt.tokenizer import START, LineEncoder, base_alphabet, new_tokenizer
 from midigpt.train_data import drop_fields
 
 SPLIT = Split(val_fraction=0.1, seed=0)
@@ -183,9 +183,9 @@ def pack_text(way: Way, sides: dict[str, list[tuple[str, Score]]]) -> tuple[dict
         side: [(name, *document) for name, score in pieces for document in write_document(way, score)]
         for side, pieces in sides.items()
     }
-    alphabet = {*language.alphabet, *("'" if way.switch in ("bars", "anchors") else "")}
-    tokenizer, trainer = new_tokenizer(language, way.vocab_size or len(alphabet) + 1)
-    trainer.initial_alphabet, trainer.limit_alphabet = sorted(alphabet), len(alphabet)
+    alphabet = [*base_alphabet(language), *("'" if way.switch in ("bars", "anchors") else "")]
+    tokenizer, trainer = new_tokenizer(way.vocab_size or len(alphabet) + 1, language)
+    trainer.initial_alphabet, trainer.limit_alphabet = alphabet, len(alphabet)
     tokenizer.train_from_iterator(_to_learn(written["train"]), trainer)
     encode_lines = LineEncoder(tokenizer, language)
     arrays: dict[str, np.ndarray] = {}

@@ -27,7 +27,7 @@ from midigpt.settings import Config
 from midigpt.tokenizer import START_ID, token_texts
 from midigpt.train_data import Side
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 TAKE_TOKENS = 200
 
 

@@ -108,7 +108,7 @@ def our_speed(model: "GPT", tokenizer: "Tokenizer", weights: "Weights", takes: i
 
     def write() -> None:
         nonlocal drawn
-        writer.read([[0]])
+        writer.read([[(0, 0)]])
         while drawn < tokens - 1:
             drawn += len(writer.draw_some()[0])
 
@@ -122,6 +122,7 @@ def latency(model: "GPT", tokenizer: "Tokenizer", rounds: int) -> dict[str, floa
     from midigpt.checkpoint import load_checkpoint, save_checkpoint
     from midigpt.decoder import Prepared
     from midigpt.generate import Drawing, Length, go_on
+    from midigpt.language import TRACKS
 
     line = "0+10|4+10|3+10|1/1\n2-9:1/2|1/1\n"
     header = "# program=0 tempo=120 meter=4/4\n"
@@ -130,13 +131,14 @@ def latency(model: "GPT", tokenizer: "Tokenizer", rounds: int) -> dict[str, floa
 
     with TemporaryDirectory() as folder:
         (Path(folder) / "tokenizer.json").write_text(tokenizer.to_str())
-        save_checkpoint(Path(folder) / "model", model.cpu(), Path(folder) / "tokenizer.json", {})
+        run = {"language": str(TRACKS)}
+        save_checkpoint(Path(folder) / "model", model.cpu(), Path(folder) / "tokenizer.json", run)
         loading = [timed(lambda: load_checkpoint(Path(folder) / "model")) for _ in range(rounds)]
 
     def first_note() -> None:
         for kept in (automaton.write_out, automaton._units, automaton._may_be_time, grammar._trie):
             kept.cache_clear()  # as in a new process
-        go_on(Prepared(model), tokenizer, Drawing(), document, 60, [Length(notes=1)])
+        go_on(Prepared(model), tokenizer, TRACKS, Drawing(), document, {"": 60}, [Length(notes=1)])
 
     first = [timed(first_note) for _ in range(rounds)]
     tokens = len(tokenizer.encode(document).ids)

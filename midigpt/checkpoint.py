@@ -21,7 +21,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from midigpt.files import UserError, make, read_json
-from midigpt.language import TRACKS
+from midigpt.header import LanguageError
+from midigpt.language import Language, read_language
 from midigpt.model import GPT, LAYER_NORM_EPS, RMS_NORM_EPS, ModelConfig
 from midigpt.model_card import model_card
 from midigpt.tokenizer import START, START_ID
@@ -32,6 +33,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint into a temporary folder, then give it its name; what had the name before goes last.
 
+    Of `run`, "language" is needed: that of the tokenizer and of what the model writes.
+
     Killed at any moment, or cut from power, it leaves the checkpoint of before or this one, for find_checkpoint.
     Raises UserError where there is no room for it; the one before stays.
     """
@@ -39,7 +42,7 @@ def save_checkpoint(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _write(temporary, model, tokenizer_json, {"language": str(TRACKS), **run}, state)
+        _write(temporary, model, tokenizer_json, run, state)
         for file in temporary.iterdir():
             _to_disk(file)
         with suppress(OSError):  # not every network's file system can do this for a folder
@@ -136,13 +139,15 @@ def load_checkpoint(folder: Path, device: str = "cpu") -> tuple[GPT, Tokenizer, 
     try:
         run = read_json(folder / "run.json")
         config = _model_config(folder, read_json(folder / "config.json"))
-        tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text())
+        tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
     except UserError:
         raise
     except Exception as error:  # tokenizers raises nothing narrower
         raise UserError(f"{folder} is a damaged checkpoint ({error})") from None
-    if run.get("language") != str(TRACKS):
-        raise UserError(f"{folder} speaks another language ({run.get('language')}) than this version ({TRACKS})")
+    try:
+        language_of(run)
+    except LanguageError as error:
+        raise UserError(f"{folder} speaks another language: {error}") from None
     if tokenizer.get_vocab_size() != config.vocab_size:
         raise UserError(
             f"{folder}: the model has {config.vocab_size} tokens, the tokenizer {tokenizer.get_vocab_size()};"
@@ -158,6 +163,11 @@ def load_checkpoint(folder: Path, device: str = "cpu") -> tuple[GPT, Tokenizer, 
             f"{folder / 'model.safetensors'} doesn't fit config.json: {str(error).splitlines()[-1]}"
         ) from None
     return model.to(device).eval(), tokenizer, run
+
+
+def language_of(run: dict[str, Any]) -> Language:
+    """The language that a checkpoint's model writes, by its run.json. LanguageError where there is no such language."""
+    return read_language(str(run.get("language")))
 
 
 def load_state(folder: Path) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """MIDI files -> documents, a chunk of files at a time: one pure function, which any process on any machine can run.
 
 Every fault of a file becomes its outcome, never an error. The documents of a file go into data/NAME_1.txt,
-data/NAME_2.txt, ..., or those of the whole chunk into one shard, with an empty line between them.
+data/NAME_2.txt, ..., in the song layout into data/NAME.txt, or those of the whole chunk into one shard, with an empty
+line between them. Fingerprints and prints, by which files are compared, don't depend on the documents' language.
 """
 
 import errno
@@ -17,7 +18,8 @@ from midigpt.duplicates import Print, batch_prints
 from midigpt.files import UserError
 from midigpt.filters import FilteredError, Filters
 from midigpt.header import LanguageError
-from midigpt.language import Document, encode_batch
+from midigpt.index import document_names
+from midigpt.language import TRACKS, Document, Language, encode_batch
 from midigpt.midi_bytes import MidiError
 from midigpt.rescue import rescue
 from midigpt.score import Score
@@ -78,7 +80,14 @@ class _Batch:
     notes: int = 0
 
 
-def convert_chunk(chunk: Chunk, raw_data: Folder, data: Folder, filters: Filters, time_limit: float = 0) -> Result:
+def convert_chunk(
+    chunk: Chunk,
+    raw_data: Folder,
+    data: Folder,
+    filters: Filters,
+    language: Language = TRACKS,
+    time_limit: float = 0,
+) -> Result:
     """Convert the files of a chunk. Raises UserError where raw_data is missing or writing fails.
 
     A file that takes longer than `time_limit` seconds (0: no limit) ends the process with SIGALRM: nothing
@@ -89,14 +98,15 @@ def convert_chunk(chunk: Chunk, raw_data: Folder, data: Folder, filters: Filters
     with _alone:
         outcomes: dict[int, Outcome] = {}
         shard: list[bytes] = []
-        for documents in _documents(chunk, raw_data, filters, time_limit, outcomes):
+        for documents in _documents(chunk, raw_data, filters, language, time_limit, outcomes):
             for place, texts in documents.items():
-                contents = [document.text.encode("ascii") for document in texts]
+                contents = [document.text.encode("utf-8") for document in texts]
                 if chunk.shard:
                     shard += contents
                 elif not chunk.is_probe:
-                    for number, content in enumerate(contents, start=1):
-                        data.write(f"{chunk.jobs[place].name}_{number}.txt", content)
+                    names = document_names(chunk.jobs[place].name, len(contents), language.layout)
+                    for name, content in zip(names, contents, strict=True):
+                        data.write(name, content)
         ordered = [outcomes[place] for place in range(len(chunk.jobs))]
         if not chunk.shard:
             return Result(ordered)
@@ -110,7 +120,12 @@ def convert_chunk(chunk: Chunk, raw_data: Folder, data: Folder, filters: Filters
 
 
 def _documents(
-    chunk: Chunk, raw_data: Folder, filters: Filters, time_limit: float, outcomes: dict[int, Outcome]
+    chunk: Chunk,
+    raw_data: Folder,
+    filters: Filters,
+    language: Language,
+    time_limit: float,
+    outcomes: dict[int, Outcome],
 ) -> Iterator[dict[int, list[Document]]]:
     """The documents of a chunk's files by place, in order, some files at a time; fills in the outcomes."""
     batch = _Batch()
@@ -126,7 +141,7 @@ def _documents(
                 batch.scores[place], remarks[place] = score
                 batch.notes += batch.scores[place].notes
             if batch.notes >= BATCH_NOTES or place == last:
-                encoded = _encoded(batch, remarks, outcomes)
+                encoded = _encoded(batch, language, remarks, outcomes)
                 batch = _Batch()
         yield encoded
 
@@ -148,33 +163,37 @@ def _score(content: bytes | OSError, filters: Filters) -> tuple[Score, str] | Ou
         return Outcome("refused", TOO_LARGE)
 
 
-def _encoded(batch: _Batch, remarks: dict[int, str], outcomes: dict[int, Outcome]) -> dict[int, list[Document]]:
+def _encoded(
+    batch: _Batch, language: Language, remarks: dict[int, str], outcomes: dict[int, Outcome]
+) -> dict[int, list[Document]]:
     """The documents of a batch by place. A score that can't be written spoils no other."""
+    scores = list(batch.scores.values())
     try:
-        encoded = dict(zip(batch.scores, encode_batch(list(batch.scores.values())), strict=True))
+        tracks = encode_batch(scores)
+        documents = tracks if language == TRACKS else encode_batch(scores, language=language)
     except (LanguageError, MemoryError) as error:
         if len(batch.scores) == 1:
             reason = str(error) if isinstance(error, LanguageError) else TOO_LARGE
             outcomes.update(dict.fromkeys(batch.scores, Outcome("refused", reason)))
             return {}
         singles = [_Batch({place: score}) for place, score in batch.scores.items()]
-        return {place: texts for one in singles for place, texts in _encoded(one, remarks, outcomes).items()}
-    prints = batch_prints([[text for text in texts if "key=" in text.header] for texts in encoded.values()])
-    for (place, documents), print_ in zip(encoded.items(), prints, strict=True):
-        outcomes[place] = _converted(documents, remarks[place], print_)
-    return encoded
+        return {place: texts for one in singles for place, texts in _encoded(one, language, remarks, outcomes).items()}
+    prints = batch_prints([[text for text in texts if "key=" in text.header] for texts in tracks])
+    for place, texts, music, print_ in zip(batch.scores, documents, tracks, prints, strict=True):
+        outcomes[place] = _converted(len(texts), music, remarks[place], print_)
+    return dict(zip(batch.scores, documents, strict=True))
 
 
-def _converted(documents: list[Document], remark: str, print_: Print) -> Outcome:
+def _converted(documents: int, tracks: list[Document], remark: str, print_: Print) -> Outcome:
     # The same for whatever order of tracks. The header's last field is the key; of drums, the meter.
-    parts = sorted((document.body, document.header.rpartition(" ")[2]) for document in documents)
+    parts = sorted((document.body, document.header.rpartition(" ")[2]) for document in tracks)
     music = hashlib.sha256("\n".join(body for body, _ in parts).encode("ascii"))
     exact = hashlib.sha256(music.digest() + "".join(key for _, key in parts).encode("ascii"))
     return Outcome(
         "converted",
         remark=remark or None,
-        tracks=len(documents),
-        notes=sum(document.notes for document in documents),
+        tracks=documents,
+        notes=sum(document.notes for document in tracks),
         exact=exact.hexdigest()[:16],
         music=music.hexdigest()[:16],
         grams=print_.tobytes(),

@@ -31,8 +31,9 @@ from numpy.typing import NDArray
 
 from midigpt.files import UserError, make, read_json, replacing
 from midigpt.instants import moment_time, moved, read_instants
+from midigpt.language import encode
 from midigpt.normal import GRID
-from midigpt.score import IntArray
+from midigpt.score import IntArray, Score
 from midigpt.suffixes import MOST, longest_beginnings, sort_suffixes
 
 MOMENT, SUFFIX, DOC = np.dtype("<i8"), np.dtype("<i4"), np.dtype("<i8")
@@ -171,6 +172,11 @@ class CopyIndex:
         steps = int(moment_time(take.moment[best[2] : best[2] + best[1]]).sum())
         seconds = steps / GRID * 60 / (header.tempo_bpm or 120)
         return Copy(best[0], seconds, int(take.onset[best[2]]) / GRID, *self._where(best[3]))
+
+    def longest_in(self, score: Score) -> Copy | None:
+        """Likewise of a score's parts; None if it has no notes."""
+        found = [self.longest(document.text) for document in encode(score)]
+        return max(filter(None, found), key=lambda copy: copy.notes, default=None)
 
     def _where(self, at: int) -> tuple[str, int, int, float]:
         """Song, track, bar and beat of a moment."""

@@ -28,8 +28,9 @@ from midigpt.duplicates import Print, clusters, share_within
 from midigpt.executors import Executor
 from midigpt.files import UserError, printable
 from midigpt.filters import Filters
-from midigpt.index import data_folder, open_index, set_setting, setting, shard_name
-from midigpt.language import TRACKS
+from midigpt.index import data_folder, document_names, open_index, set_setting, setting, shard_name
+from midigpt.language import Language
+from midigpt.normal import Layout
 from midigpt.storage import UNREADABLE, Folder
 from midigpt.workers import Died
 
@@ -42,6 +43,7 @@ TOO_SLOW = "takes more than"  # too, with another limit
 COMMIT_SECONDS = 1.0  # outcomes younger than this are lost by a kill, and made again
 MANIFEST = "manifest.json"
 _DOCUMENT = re.compile(r".*_[1-9]\d*\.txt|shard-\d+\.txt|manifest\.json", re.DOTALL)
+_BEGINNINGS = (b"# program=", b"# tempo=", b'{\n  "recipe"')  # of a document, or a shard; of a manifest
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Options:
 
     limit: int | None = None  # files to convert at most
     data: str = ""  # another place for data, a path or URL, to be remembered
+    layout: Layout | None = None  # of the documents, and their encoding, to be remembered; as before, else as usual
+    encoding: str | None = None
     shards: bool = False
     shard_files: int = 500  # to a new shard, which is a task
     dedupe: Dedupe = "music"
@@ -73,7 +77,7 @@ class Summary:
     rescued: int  # damaged files among the converted
     duplicates: int  # files that are left out because another has their music
     songs: int  # clusters of files with the same music
-    before: str | None  # the filters of the last time, if they were others
+    before: dict[str, str]  # of language and filters of the last time, those that were others
 
 
 DEFAULT = Options()
@@ -84,9 +88,9 @@ def make_dataset(root: Path, options: Options = DEFAULT) -> Summary:
     with closing(open_index(root)) as index:
         data, is_sharded = _place(index, root, options)
         raw_data = data_folder(index, root, "raw_data")
+        language, before = _settle(index, options)
         with data.being_written():
-            before = _last_filters(index, options)
-            removed = _reconcile(index, raw_data, data, options, is_sharded)
+            removed = _reconcile(index, raw_data, data, options, language, is_sharded)
             new = index.execute("SELECT rowid, shard FROM files WHERE state = 'new' ORDER BY name").fetchall()
             new = new[: options.limit]
             if is_sharded:
@@ -98,22 +102,30 @@ def make_dataset(root: Path, options: Options = DEFAULT) -> Summary:
                 raw_data=raw_data.absolute(),
                 data=data.absolute(),
                 filters=options.filters,
+                language=language,
                 time_limit=options.time_limit if options.executor.kind != "serial" else 0,
             )
-            converted = _run(index, convert, options, chunks)
+            converted = _run(index, convert, options, _recipe(options, language), chunks)
             _mark_duplicates(index, options.dedupe)
             if is_sharded:
-                _write_manifest(index, data)
+                _write_manifest(index, data, _recipe(options, language))
         return _summary(index, converted, removed, before)
 
 
-def _last_filters(index: sqlite3.Connection, options: Options) -> str | None:
-    """Those of the last time, if they were others; the new ones are remembered."""
-    last, now = setting(index, "filters"), str(options.filters)
+def _settle(index: sqlite3.Connection, options: Options) -> tuple[Language, dict[str, str]]:
+    """The language that documents are to be in, as asked for now, else as before, and what the last time's options
+    were where they were others; what it is now is remembered."""
+    usual = Language()
+    last = {"encoding": usual.encoding, "layout": usual.layout, "filters": ""}
+    last = {key: setting(index, key, default) for key, default in last.items()}
+    asked = {"encoding": options.encoding, "layout": options.layout, "filters": str(options.filters)}
+    now = {key: last[key] if value is None else value for key, value in asked.items()}
+    language = Language(now["encoding"], "song" if now["layout"] == "song" else "track")
     with index:
-        if last != now:
-            set_setting(index, "filters", now)
-    return last if last != now and index.execute("SELECT 1 FROM files WHERE recipe IS NOT NULL").fetchone() else None
+        for key, value in now.items():
+            set_setting(index, key, value)
+    is_begun = index.execute("SELECT 1 FROM files WHERE recipe IS NOT NULL").fetchone()
+    return language, {key: value for key, value in last.items() if is_begun and value != now[key]}
 
 
 def _place(index: sqlite3.Connection, root: Path, options: Options) -> tuple[Folder, bool]:
@@ -142,43 +154,56 @@ def _check_strangers(index: sqlite3.Connection, data: Folder) -> None:
         return
     known = {row[0] for row in index.execute("SELECT name FROM files")}
     for name in sorted(there):
-        if _DOCUMENT.fullmatch(name) and name.rpartition("_")[0] not in known:
+        if _DOCUMENT.fullmatch(name) and known.isdisjoint((name.rpartition("_")[0], name.removesuffix(".txt"))):
             raise UserError(f"{data} is not empty: {name} would be removed, as documents are; choose a folder for data")
 
 
 # --- what is to be done ----------------------------------------------------------------------------------
 
 
-def _reconcile(index: sqlite3.Connection, raw_data: Folder, data: Folder, options: Options, is_sharded: bool) -> int:
+def _reconcile(
+    index: sqlite3.Connection,
+    raw_data: Folder,
+    data: Folder,
+    options: Options,
+    language: Language,
+    is_sharded: bool,
+) -> int:
     """Make data/ hold just the documents of converted files; returns how many files are gone.
 
     New again are files that were converted to another language or by other filters or lack a document, those
     that were refused for a reason that has passed, and all files of a shard that is to be written anew.
+    Raises UserError where a file of somebody else's has the name of a document.
     """
-    recipe = _recipe(options)
-    with index:
+    with index:  # the index forgets a file when its documents are gone
+        names = {row[0] for row in index.execute("SELECT name FROM files")}
         index.execute("DELETE FROM shards WHERE number IN (SELECT shard FROM files WHERE state = 'removed')")
         index.execute("DELETE FROM prints WHERE name IN (SELECT name FROM files WHERE state = 'removed')")
         gone = index.execute("DELETE FROM files WHERE state = 'removed'").rowcount
         index.execute(
             "UPDATE files SET state = 'new' WHERE state IN ('converted', 'refused', 'filtered') AND recipe != ?",
-            (recipe,),
+            (_recipe(options, language),),
         )
         _try_again(index, raw_data, options)
         there = data.names()
         if is_sharded:
             expected = _reconcile_shards(index, there)
         else:
-            expected = _reconcile_files(index, there)
-    for name in there - expected:
-        if _DOCUMENT.fullmatch(name) and _is_ours(next(data.read([name]))):
-            data.remove(name)
+            expected = _reconcile_files(index, there, language.layout)
+        for name in there - expected:
+            is_of_song = name.endswith(".txt") and name.removesuffix(".txt") in names
+            if not is_of_song and not _DOCUMENT.fullmatch(name):
+                continue
+            if _is_ours(next(data.read([name]))):
+                data.remove(name)
+            elif is_of_song and language.is_song and not is_sharded:
+                raise UserError(f"{data}/{name} is no document, and one is to have its name; put it somewhere else")
     return gone
 
 
 def _is_ours(content: bytes | OSError) -> bool:
     """Whether a file that bears a document's name begins like one, or like a shard or manifest."""
-    return isinstance(content, bytes) and content.startswith((b"# program=", b'{\n  "recipe"'))
+    return isinstance(content, bytes) and content.startswith(_BEGINNINGS)
 
 
 def _try_again(index: sqlite3.Connection, raw_data: Folder, options: Options) -> None:
@@ -195,12 +220,12 @@ def _try_again(index: sqlite3.Connection, raw_data: Folder, options: Options) ->
         set_setting(index, "limits", limits)
 
 
-def _reconcile_files(index: sqlite3.Connection, there: set[str]) -> set[str]:
+def _reconcile_files(index: sqlite3.Connection, there: set[str], layout: Layout) -> set[str]:
     """The documents there should be."""
     expected: set[str] = set()
     lacking = []
     for name, tracks in index.execute("SELECT name, tracks FROM files WHERE state = 'converted'"):
-        documents = {f"{name}_{number}.txt" for number in range(1, tracks + 1)}
+        documents = set(document_names(name, tracks, layout))
         if documents <= there:
             expected |= documents
         else:
@@ -254,20 +279,25 @@ def _shard_chunks(index: sqlite3.Connection, shards: set[int]) -> Iterator[Chunk
         yield Chunk(tuple(Job(os.fsdecode(path), name) for path, name in rows), shard_name(number))
 
 
-def _recipe(options: Options) -> str:
-    return f"{TRACKS} {options.filters}".strip()
+def _recipe(options: Options, language: Language) -> str:
+    return f"{language} {options.filters}".strip()
 
 
 # --- doing it --------------------------------------------------------------------------------------------
 
 
-def _run(index: sqlite3.Connection, convert: Callable[[Chunk], Result], options: Options, chunks: list[Chunk]) -> int:
+def _run(
+    index: sqlite3.Connection,
+    convert: Callable[[Chunk], Result],
+    options: Options,
+    recipe: str,
+    chunks: list[Chunk],
+) -> int:
     """Convert chunks and record what became of their files; returns how many were converted.
 
     A chunk whose worker dies is taken apart: its files are tried one by one, the guilty ones are refused, and a
     shard is then made of the others.
     """
-    recipe = _recipe(options)
     converted = 0
     with tqdm(total=sum(len(chunk.jobs) for chunk in chunks), desc="dataset", unit="file", disable=None) as bar:
 
@@ -414,17 +444,16 @@ def _joined(keys: Sequence[str], labels: Sequence[int]) -> list[int]:
     return [top(label) for label in labels]
 
 
-def _write_manifest(index: sqlite3.Connection, data: Folder) -> None:
+def _write_manifest(index: sqlite3.Connection, data: Folder, recipe: str) -> None:
     """data/manifest.json: which shards there are, with counts and checksums."""
     keys = ("songs", "documents", "notes", "bytes", "sha256")
     rows = index.execute("SELECT * FROM shards WHERE songs > 0 ORDER BY number").fetchall()
     shards = {shard_name(number): dict(zip(keys, row, strict=True)) for number, *row in rows}
-    recipes = [row[0] for row in index.execute("SELECT DISTINCT recipe FROM files WHERE state = 'converted'")]
-    manifest = {"recipe": recipes[0] if recipes else str(TRACKS), "shards": shards}
+    manifest = {"recipe": recipe, "shards": shards}
     data.write(MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
 
 
-def _summary(index: sqlite3.Connection, converted: int, removed: int, before: str | None) -> Summary:
+def _summary(index: sqlite3.Connection, converted: int, removed: int, before: dict[str, str]) -> Summary:
     totals = index.execute(
         "SELECT count(*), total(tracks), total(notes), count(remark), count(duplicate_of), count(DISTINCT song)"
         " FROM files WHERE state = 'converted'"

@@ -71,7 +71,7 @@ def headline(examination: Examination) -> list[tuple[str, str]]:
     found = [
         (f"{len(examination.files):,}", "MIDI files"),
         (f"{len(converted):,}", "converted"),
-        (f"{sum(file.documents for file in converted):,}", "documents, one a track"),
+        (f"{sum(file.documents for file in converted):,}", "documents"),
         (f"{sum(file.notes for file in converted):,}", "notes"),
     ]
     if examination.music:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from midigpt.files import UserError
 from midigpt.header import LanguageError
-from midigpt.index import Song, data_folder, open_index, shard_name
-from midigpt.language import check_document
+from midigpt.index import Song, data_folder, document_names, language_of, open_index, shard_name
+from midigpt.language import Language, check_document
 from midigpt.storage import Folder
 
 
@@ -49,25 +49,25 @@ def read_songs(root: Path, chosen: Iterable[Song]) -> Iterator[tuple[Song, list[
     language of ours.
     """
     with closing(open_index(root)) as index:
-        data = data_folder(index, root, "data")
+        data, language = data_folder(index, root, "data"), language_of(index)
         at_hand, shard = None, {}
         for song in chosen:
             if song.shard is None:
-                yield song, _read_documents(data, song)
+                yield song, _read_documents(data, song, language)
                 continue
             if song.shard != at_hand:
                 at_hand, shard = song.shard, _read_shard(index, data, song.shard)
             yield song, shard[song.name]
 
 
-def _read_documents(data: Folder, song: Song) -> list[str]:
-    names = [f"{song.name}_{number}.txt" for number in range(1, song.tracks + 1)]
+def _read_documents(data: Folder, song: Song, language: Language) -> list[str]:
+    names = document_names(song.name, song.tracks, language.layout)
     texts = []
     for name, content in zip(names, data.read(names), strict=True):
         path = f"{data}/{name}"
         try:
-            text = _bytes(content, path).decode("ascii")
-            check_document(text)
+            text = _bytes(content, path).decode("utf-8")
+            check_document(text, language)
         except (UnicodeDecodeError, LanguageError) as error:
             again = "delete it and make it again with: make dataset"
             raise UserError(f"{path} is no document ({error}); {again}") from None
@@ -82,7 +82,7 @@ def _read_shard(index: sqlite3.Connection, data: Folder, number: int) -> dict[st
     documents, sha256 = index.execute("SELECT documents, sha256 FROM shards WHERE number = ?", (number,)).fetchone()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{data}/{name} is not what was written there; delete it and make it again with: make dataset")
-    texts = iter(content.decode("ascii").removesuffix("\n").split("\n\n"))
+    texts = iter(content.decode("utf-8").removesuffix("\n").split("\n\n"))
     rows = index.execute(
         "SELECT name, tracks FROM files WHERE shard = ? AND state = 'converted' ORDER BY name", (number,)
     ).fetchall()

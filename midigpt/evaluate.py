@@ -43,7 +43,7 @@ class Evaluation:
         self.val = val
         self.windows = evaluation_windows(val, block_size)
         self.tokens_read = sum(end - start for start, end, _ in self.windows)
-        notes_of = np.array([text.count("|") for text in token_texts(tokenizer)])
+        notes_of = np.array([val.language.module.count_notes(text) for text in token_texts(tokenizer)])
         notes = notes_of[val.tokens]  # (N,) that end in each token
         document = np.repeat(np.arange(len(val.docs)), val.ends - val.docs[:, 0])
         before = np.cumsum(notes) - notes

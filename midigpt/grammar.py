@@ -1,12 +1,12 @@
 """The grammar over tokens: which may come next, so that every take can be decoded.
 
 From the automaton over characters (automaton.py) follows for each of its states and each token whether the token may
-come, the state behind it, and what it does to the pitch that intervals count from.
+come, the state behind it, and what it does to the pitches that intervals count from and to the time.
 """
 
-from collections.abc import Set
+from collections.abc import Mapping, Sequence, Set
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,85 +14,230 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from midigpt.automaton import DRUM_KEYS, END, FIELDS, KINDS, SPARE, make_bounds, pitches_for, write_out
+from midigpt import automaton
+from midigpt.automaton import ALPHABET, DRUM_KEYS, END, FIELDS, KINDS, MARKS, OTHER, Bounds, State
+from midigpt.encodings import is_drum_mark, part_order
 from midigpt.header import DEFAULT_KEY
-from midigpt.language import TRACKS
+from midigpt.language import TRACKS, Language
 from midigpt.score import IntArray
 from midigpt.tokenizer import START_ID, ranges, token_texts
 
-_NONE = -128  # stands for no first note in a token
+NOTES = {"interval": "interval", "absolute": "key"}  # the kind of notes by encoding; of others there are no rules
+_NONE = -128  # stands for no first interval in a token
+_NOT_NOW = 300  # stands for the pitch of a part that can't come: higher than any that may come before a token
 
 
 class Place(NamedTuple):
-    """Where a batch of documents stands; each of shape (B,)."""
+    """Where a batch of documents stands, with P parts."""
 
-    state: Tensor  # int64
-    pitch: Tensor  # int16; that the next interval counts from; of a line of drums the latest
-    first: Tensor  # int16; of the line's first note, which the next line counts from
+    state: Tensor  # (B,) int64
+    pitch: Tensor  # (B,) int16; that the next interval counts from, or the next key is to be above
+    references: Tensor  # (B, P) int16; that each part's first note in a line counts from, or is to be above
+    part: Tensor  # (B,) int64; which has played last; -1 before the first
+    floor: Tensor  # (B,) int64; which one a mark must come behind: in a line the last one, at its beginning -1
+    has_key: Tensor  # (B,) bool; whether the note that the header's key names has been written
+    count: Tensor  # (B,) int64; of the line's time
+    time: Tensor  # (B,) int64; grid steps from the document's beginning to that of the line that the next token is of
 
 
 class Grammar:
     """What may follow where, for the tokens of one tokenizer: tables of shape (S, V), states by tokens.
 
     Of whole documents, behind their start token: `wishes` are the only values that the header's fields of these
-    names may have. Or, where `is_drum` is given, of lines that go on behind given ones, with a line of notes first.
-    Without `may_end` there is no end. Notes stay within `keys`, drums within `drums`.
+    names may have. Or, where `behind` is given, of lines that go on behind given ones, with a line of notes first: it
+    is the mark of the part that played last there, "" for none; in the track layout "d" for drums, else "". Without
+    `may_end` there is no end. In the song layout parts are those with the given marks. Notes stay within `keys`, which
+    can be given by mark, drums within `drums`. Of encodings without rules (`is_free`) any line may come, and
+    the time is not known.
 
-    A token is possible where its notes are: with the pitch before it between `low` and `high`. It changes the pitch
-    by `add` or, without `keep`, sets it to that. A number that it leaves unfinished must still lead somewhere: from
-    pitches up to `below` or from `above` on, of each state.
+    A token is possible where its notes are: with the pitch before it up to `high`, and, if it holds its part's first
+    note in the line, `down` keys or more above the lowest. It changes the pitch by `add` or, without `keep`, sets it to
+    that. A number that it leaves unfinished must still lead somewhere: to a note, from pitches up to `below` or from
+    `above` on, of each state, or to a mark.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
+        language: Language = TRACKS,
         wishes: dict[str, str] | None = None,
         may_end: bool = True,
-        keys: range = range(128),
+        keys: range | Mapping[str, range] = range(128),
         drums: Set[int] = DRUM_KEYS,
-        is_drum: bool | None = None,
+        marks: Sequence[str] = MARKS,
+        behind: str | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        wishes = wishes or {}
-        if int(wishes.get("key", keys[0])) not in keys:
-            raise ValueError(f"a first note {wishes['key']} outside {keys}")
-        values = FIELDS | {"key": [*map(str, keys)]} | {name: [value] for name, value in wishes.items()}
-        if "key" in wishes:  # which drums have none of
-            values["program"] = [value for value in values["program"] if value != "d"]
-        bounds = make_bounds(values, drums)
-        states, characters = write_out(("begin",) if is_drum is None else ("line", is_drum, "on"), bounds)
+        self.language = language
+        notes = NOTES.get(language.encoding, "free")
+        self.is_free, self._device = notes == "free", device
+        self._has_marks = language.is_song and not self.is_free
+        self.marks = sorted(marks, key=part_order) if self._has_marks else [""]
+        values = _header_values(language, wishes or {}, keys, marks)
+        bounds = automaton.make_bounds(values, drums, self.marks if self._has_marks else (), notes)
+        states, characters = automaton.write_out(self._start(bounds, behind), bounds)
         self.texts = token_texts(tokenizer)
-        tables = _compose(characters, tuple(self.texts), keys)
+        tables = _compose(characters, np.array([state[0] == "mark" for state in states]), tuple(self.texts))
         if not may_end:
-            ends = [n for state, n in states.items() if state[0] == "line"]
+            ends = [n for state, n in states.items() if state[0] in ("line", "free")]
             tables["next"][ends, START_ID] = -1
         tensors = {name: torch.from_numpy(table).to(device) for name, table in tables.items()}
-        self._next, self._low, self._high = tensors["next"], tensors["low"], tensors["high"]
-        self._keep, self._add, self._first, self._turn = (tensors[name] for name in ("keep", "add", "first", "turn"))
-        needs = torch.tensor([pitches_for(state, keys, drums) for state in states], dtype=torch.int16, device=device)
-        self._below, self._above = needs.T
-        self._is_drum, self._device = is_drum, device
+        self._next, self._keep, self._add = tensors["next"], tensors["keep"], tensors["add"]
+        self._high, self._down = tensors["high"], tensors["down"]
+        self._count, self._turn = tensors["count"], tensors["turn"]
+        self._mark = tensors["mark"] if self._has_marks else self._tensor([[-1]]).expand(self._next.shape)
+        self._behind = self.marks.index(behind) if self._has_marks and behind else -1 if self._has_marks else 0
+        self._is_new = behind is None
+        self._know_parts(bounds, keys, behind)
+        self._know_states(bounds, list(states))
 
-    def start(self, batch_size: int, pitch: int = DEFAULT_KEY) -> Place:
-        """Where documents begin, or lines go on: the next one counts from `pitch`."""
-        states = torch.zeros(batch_size, dtype=torch.long, device=self._device)
-        pitches = torch.full((batch_size,), SPARE if self._is_drum else pitch, dtype=torch.int16, device=self._device)
-        return Place(states, pitches, pitches.clone())
+    def _start(self, bounds: Bounds, behind: str | None) -> State:
+        if behind is None:
+            return ("begin",)
+        if self.is_free:
+            return "free", "on"
+        return "line", bounds.kind(behind) if behind or not self._has_marks else "", "on"
+
+    def _know_parts(self, bounds: Bounds, keys: range | Mapping[str, range], behind: str | None) -> None:
+        """What is known of each part, (P,), and of the ranges of keys that they have, (R,)."""
+        kinds = [bounds.kind(mark or behind or "") for mark in self.marks]
+        within = [
+            range(128) if kind == "drum" else keys if isinstance(keys, range) else keys[mark]
+            for mark, kind in zip(self.marks, kinds, strict=True)
+        ]
+        self._ranges = list(dict.fromkeys(within))
+        self._range = self._tensor([self._ranges.index(its) for its in within], torch.long)
+        self._lowest = self._tensor([its[0] for its in self._ranges])
+        self._is_relative = self._tensor([kind == "interval" for kind in kinds], torch.bool)
+        self._spare = self._tensor([its[0] - 1 for its in within])  # any of its keys is above it
+
+    def _know_states(self, bounds: Bounds, states: list[State]) -> None:
+        """What is known of each state, (S,), and of each with a part of each range of keys, (S, R)."""
+        reach = [[automaton.pitches_for(state, its, bounds) for its in self._ranges] for state in states]
+        self._below, self._above, self._top = self._tensor(reach).movedim(-1, 0).contiguous()
+        parts = self._tensor([automaton.parts_for(state, bounds) for state in states], torch.long)
+        self._first_part, self._last_part = parts.T.contiguous()
+        self._is_settled = self._tensor([automaton.is_settled(state) for state in states], torch.bool)
+        self._is_header = self._tensor([state[0] == "header" for state in states], torch.bool)
+        self._is_away = self._tensor(
+            [state[:3] == ("number", "interval", "marked") and state[3] != 0 for state in states], torch.bool
+        )
+
+    def _tensor(self, rows: Sequence[object], dtype: torch.dtype = torch.int16) -> Tensor:
+        return torch.tensor(rows, dtype=dtype, device=self._device)
+
+    def start(self, batch_size: int, references: Mapping[str, int] | None = None, time: int = 0) -> Place:
+        """Where documents begin, or lines go on, `time` grid steps after the beginning.
+
+        Each part, by its mark, counts from its reference. Raises ValueError for one outside the part's keys.
+        """
+        given = [(references or {}).get(mark, DEFAULT_KEY) for mark in self.marks]
+        if references is not None:
+            for mark, pitch, is_relative, number in zip(
+                self.marks, given, self._is_relative.tolist(), self._range.tolist(), strict=True
+            ):
+                if is_relative and pitch not in self._ranges[number]:
+                    raise ValueError(f"part {mark!r} counts from {pitch}, outside {self._ranges[number]}")
+        first = torch.where(self._is_relative, self._tensor(given), self._spare)  # (P,)
+
+        def numbers(number: int) -> Tensor:
+            return torch.full((batch_size,), number, dtype=torch.long, device=self._device)
+
+        return Place(
+            state=numbers(0),
+            pitch=first[max(self._behind, 0)].repeat(batch_size),
+            references=first.repeat(batch_size, 1),
+            part=numbers(self._behind),
+            floor=numbers(-1),
+            has_key=numbers(0 if self._is_new else 1).bool(),
+            count=numbers(0),
+            time=numbers(time),
+        )
 
     def allowed(self, place: Place) -> Tensor:
         """Which tokens can follow, (B, V)."""
-        following, pitch = self._next[place.state], place.pitch[:, None]
-        allowed = (following >= 0) & (pitch >= self._low[place.state]) & (pitch <= self._high[place.state])
-        following, after = following.long(), torch.where(self._keep[place.state], pitch, 0) + self._add[place.state]
-        return allowed & ((after <= self._below[following]) | (after >= self._above[following]))
+        state = place.state
+        following = self._next[state].long()
+        before, keys = place.pitch[:, None], self._range[place.part.clamp(min=0)][:, None]
+        if self._has_marks:
+            mark = self._mark[state].long()
+            before, keys = self._behind_marks(place, mark, keys)
+        after = torch.where(self._keep[state], before, 0) + self._add[state]
+        down = self._down[state]
+        allowed = (following >= 0) & (before <= self._high[state]) & (before >= self._lowest[keys] + down)
+        at = following * len(self._ranges) + keys
+        leads_on = (after <= self._below.view(-1)[at]) | (after >= self._above.view(-1)[at])
+        if self._has_marks:
+            may_be_mark = self._highest_before_marks(place).gather(1, following.clamp(min=0))
+            leads_on |= (mark < 0) & (after <= may_be_mark)
+            if self._is_new:
+                allowed &= place.has_key[:, None] | ((down & 127 == 0) & ~self._is_away[following])
+        return allowed & leads_on
+
+    def _behind_marks(self, place: Place, mark: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """The pitch before each token's notes, and the range of their keys, (B, V); where it holds a mark, that part's.
+        In a row of parts the last one, number -1, stands for the one that goes on."""
+        number = torch.arange(len(self.marks), device=self._device)
+        can_come = (number > place.floor[:, None]) & (number != place.part[:, None])
+        pitches = torch.cat([place.references.where(can_come, _NOT_NOW), place.pitch[:, None]], dim=1)  # (B, P + 1)
+        at = mark % pitches.shape[1]
+        if len(self._ranges) > 1:
+            keys = torch.cat([self._range.expand(len(keys), -1), keys], dim=1).gather(1, at)
+        return pitches.gather(1, at), keys
+
+    def _highest_before_marks(self, place: Place) -> Tensor:
+        """The pitch up to which what is unfinished in each state can become the mark of a part, (B, S)."""
+        part, floor = place.part[:, None], place.floor[:, None]
+        floor = torch.where(self._is_settled, part, floor)
+        can_be = (self._last_part > floor) & ((self._last_part != part) | (self._first_part != part))
+        return self._top.T[self._range[place.part.clamp(min=0)]].where(can_be, _NONE)
 
     def advance(self, place: Place, tokens: Tensor) -> Place:
         """The place behind one more token of each document, (B,)."""
         at = place.state, tokens
-        move = self._first[at]
-        first = torch.where(move == _NONE, place.first, place.pitch + move)
-        pitch = torch.where(self._keep[at], place.pitch, 0) + self._add[at]
-        return Place(self._next[at].long(), torch.where(self._turn[at], first, pitch), first)
+        state, mark = self._next[at].long(), self._mark[at].long()
+        has_mark = mark >= 0
+        part = torch.where(has_mark, mark, place.part)
+        column = part.clamp(min=0)[:, None]
+        references = place.references
+        before = torch.where(has_mark, references.gather(1, column)[:, 0], place.pitch)
+        pitch = torch.where(self._keep[at], before, 0) + self._add[at]
+        is_first = self._down[at] != _NONE
+        first = torch.where(is_first[:, None], (before - self._down[at])[:, None], references.gather(1, column))
+        references = references.scatter(1, column, first)
+        is_key = self._is_header[place.state] & ~self._keep[at]
+        of_key = self._is_relative if self._has_marks else True
+        references = torch.where(is_key[:, None] & of_key, pitch[:, None], references)
+        count = torch.where(self._count[at] > 0, self._count[at].long(), place.count)
+        is_turn = self._turn[at] > 0
+        return Place(
+            state=state,
+            pitch=torch.where(is_turn, references.gather(1, column)[:, 0], pitch),
+            references=references,
+            part=part,
+            floor=torch.where(is_turn, -1, torch.where(self._is_settled[state], part, place.floor)),
+            has_key=place.has_key | is_first,
+            count=count,
+            time=place.time + count * self._turn[at],
+        )
+
+
+def _header_values(
+    language: Language, wishes: dict[str, str], keys: range | Mapping[str, range], marks: Sequence[str]
+) -> dict[str, list[str]]:
+    """What the fields of the header may be. Raises ValueError for a wished key outside of the given ones."""
+    if not isinstance(keys, range):
+        return FIELDS
+    if int(wishes.get("key", keys[0])) not in keys:
+        raise ValueError(f"a first note {wishes['key']} outside {keys}")
+    values = FIELDS | {"key": [*map(str, keys)]} | {name: [value] for name, value in wishes.items()}
+    if "key" in wishes:  # which drums have none of
+        values["program"] = [value for value in values["program"] if value != "d"]
+    if language.is_song:
+        del values["program"]
+        if all(map(is_drum_mark, marks)):
+            del values["key"]
+    return values
 
 
 class _Trie(NamedTuple):
@@ -104,59 +249,87 @@ class _Trie(NamedTuple):
     ends: IntArray  # and where they end
 
 
+_NUMBER = {c: number for number, c in enumerate(END + ALPHABET)}
+
+
 @lru_cache(maxsize=4)
 def _trie(texts: tuple[str, ...]) -> _Trie:
-    number = {c: i for i, c in enumerate(END + TRACKS.alphabet)}
-    token = {text: n for n, text in enumerate(texts) if text and all(c in number for c in text)} | {END: START_ID}
+    token = {text: n for n, text in enumerate(texts) if text} | {END: START_ID}
     beginnings = {"": [0, 0]} | {text[:end]: [0, 0] for text in token for end in range(1, len(text) + 1)}
     ordered = sorted(beginnings, key=lambda text: (len(text), text))
     for n, text in enumerate(ordered[1:], start=1):
         parent = beginnings[text[:-1]]
         parent[0], parent[1] = parent[0] or n, n + 1
-    rows = [(number.get(text[-1:], 0), token.get(text, -1), *beginnings[text]) for text in ordered]
+    rows = [(_NUMBER.get(text[-1:], _NUMBER[OTHER]), token.get(text, -1), *beginnings[text]) for text in ordered]
     return _Trie(*np.array(rows).T.copy())
 
 
-def _compose(characters: NDArray[np.int16], texts: tuple[str, ...], keys: range) -> dict[str, NDArray[np.generic]]:
-    """The tables of Grammar: every token read from every state, character by character, all at once."""
+def _compose(
+    characters: NDArray[np.int16], is_mark: NDArray[np.bool_], texts: tuple[str, ...]
+) -> dict[str, NDArray[Any]]:
+    """The tables of Grammar: every token read from every state, character by character, all at once.
+
+    A token has notes of one part, behind its mark if that is in the token, and no more than the end of one line.
+    """
     _, states, alphabet = characters.shape
     shape, trie = (states, len(texts)), _trie(texts)
     next_state, kinds, numbers = characters.reshape(3, -1)  # by state and character in one index
+    tables: dict[str, NDArray[Any]] = {
+        "next": np.full(shape, -1, np.int16),
+        "keep": np.zeros(shape, bool),
+        "add": np.zeros(shape, np.int8),
+        "high": np.zeros(shape, np.int8),
+        "down": np.full(shape, _NONE, np.int8),
+        "mark": np.full(shape, -1, np.int16),
+        "count": np.zeros(shape, np.uint8),
+        "turn": np.zeros(shape, np.int8),
+    }
     # What is still possible, (P,): from a state, a beginning of tokens that has led to a state.
-    start, node, now = np.arange(states), np.zeros(states, np.int64), np.arange(states)
-    keep, add = np.ones(states, bool), np.zeros(states, np.int16)
-    low, high = np.full(states, -128, np.int16), np.full(states, 127, np.int16)
-    first, turn = np.full(states, _NONE, np.int16), np.zeros(states, bool)
-    tables: dict[str, NDArray[np.generic]] = {"next": np.full(shape, -1, np.int16)}
-    tables |= {name: np.zeros(shape, np.int8) for name in ("low", "high", "add", "first")}
-    tables |= {name: np.zeros(shape, bool) for name in ("keep", "turn")}
-    while len(start):
+    now = np.arange(states)
+    at = {"start": now, "node": np.zeros(states, np.int64), "next": now, "keep": np.ones(states, bool)}
+    at |= {name: np.full(states, value) for name, value in (("add", 0), ("high", 127), ("down", _NONE), ("mark", -1))}
+    at |= {name: np.zeros(states, np.int64) for name in ("count", "turn", "noted")}
+    while len(at["start"]):
         # Each goes on with each of its next characters that its state has a place for.
-        parent = np.repeat(np.arange(len(start)), trie.ends[node] - trie.children[node])
-        node = ranges(trie.children[node], trie.ends[node] - trie.children[node])
-        step = now[parent] * alphabet + trie.letter[node]
+        node = at["node"]
+        children = trie.ends[node] - trie.children[node]
+        parent, node = np.repeat(np.arange(len(node)), children), ranges(trie.children[node], children)
+        step = at["next"][parent] * alphabet + trie.letter[node]
         can = np.flatnonzero(next_state[step] >= 0)
-        parent, node, step = parent[can], node[can], step[can]
-        start, keep, add = start[parent], keep[parent], add[parent]
-        low, high, first, turn = low[parent], high[parent], first[parent], turn[parent]
-        now, kind, value = next_state[step].astype(np.int64), kinds[step], numbers[step]
-        is_first, is_key, is_drum = (kind == KINDS[name] for name in ("first", "key", "drum"))
-        is_move = is_first | (kind == KINDS["move"])
-        high = np.where(is_drum & keep, np.minimum(high, value - 1), high)
-        possible = ~(is_drum & ~keep & (add >= value))
-        add = np.where(is_move, add + value, np.where(is_key | is_drum, value, add))
-        keep &= ~(is_key | is_drum)
-        low = np.where(is_move, np.maximum(low, keys[0] - add), low)
-        high = np.where(is_move, np.minimum(high, keys[-1] - add), high)
-        first = np.where(is_first, add, first)
-        turn |= kind == KINDS["turn"]
-        possible &= low <= high
+        at = {name: values[parent[can]] for name, values in at.items()} | {"node": node[can]}
+        possible = _take(at, next_state[step[can]].astype(np.int64), kinds[step[can]], numbers[step[can]], is_mark)
+        at = {name: values[possible] for name, values in at.items()}
 
-        done = possible & (trie.token[node] >= 0)
-        pair = start[done], trie.token[node[done]]
-        for name, values in (("next", now), ("low", low), ("high", high), ("add", add), ("first", first)):
-            tables[name][pair] = values[done]
-        tables["keep"][pair], tables["turn"][pair] = keep[done], turn[done]
-        start, node, now, keep, add = start[possible], node[possible], now[possible], keep[possible], add[possible]
-        low, high, first, turn = low[possible], high[possible], first[possible], turn[possible]
+        done = trie.token[at["node"]] >= 0
+        pair = at["start"][done], trie.token[at["node"][done]]
+        for name, table in tables.items():
+            table[pair] = at[name][done]
+        goes_on = trie.letter[at["node"]] != _NUMBER["\n"]
+        at = {name: values[goes_on] for name, values in at.items()}
     return tables
+
+
+def _take(
+    at: dict[str, NDArray[Any]],
+    state: IntArray,
+    kind: NDArray[np.int16],
+    value: NDArray[np.int16],
+    is_mark: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """Let a character of each that is possible lead to a state, with its effect; gives whether it still is possible."""
+    is_first, is_rise, is_key, is_part = (kind == KINDS[name] for name in ("first", "rise", "key", "part"))
+    is_move = is_first | (kind == KINDS["move"])
+    at["high"] = np.where(is_rise & at["keep"], np.minimum(at["high"], value - 1), at["high"])
+    possible = ~(is_rise & ~at["keep"] & (at["add"] >= value))
+    at["add"] = np.where(is_move, at["add"] + value, np.where(is_key | is_rise, value, at["add"]))
+    at["keep"] = at["keep"] & ~(is_key | is_rise)
+    at["down"] = np.where(is_first, -value, at["down"])
+    possible &= at["add"] + np.where(at["down"] == _NONE, 0, at["down"]) <= 127  # else its notes are too far apart
+    possible &= ~(at["noted"].astype(bool) & (is_part | is_mark[state]))
+    possible &= ~(is_part & (at["mark"] >= 0))
+    at["noted"] = at["noted"] | is_move | is_rise
+    at["mark"] = np.where(is_part, value, at["mark"])
+    at["count"] = np.where(kind == KINDS["count"], value, at["count"])
+    at["turn"] = np.where(kind == KINDS["turn"], value, at["turn"])
+    at["next"] = state
+    return possible

@@ -3,7 +3,8 @@
 cache/index.sqlite has a table `files`, with a row per MIDI file:
 
     path     below raw_data/, "/"-separated (bytes where it is not valid UTF-8)
-    name     the documents are data/NAME_1.txt, data/NAME_2.txt, ...; given once, never changed
+    name     the documents are data/NAME_1.txt, data/NAME_2.txt, ..., in the song layout data/NAME.txt; given once,
+             never changed
     size, stamp    of the file as it was last indexed; the stamp is its modification time (ns) or store's tag
     digest   of its bytes: SHA-256, or the store's tag
     state    new (to be converted), converted, refused, filtered (by the user's choice), removed (its documents
@@ -18,7 +19,7 @@ cache/index.sqlite has a table `files`, with a row per MIDI file:
     recipe   what it was converted to: the language, and the filters
 
 `prints` has each converted file's grams (midigpt.duplicates), `shards` a row per shard, `settings` where
-raw_data and data are and which duplicates are left out.
+raw_data and data are, which language documents are in and which duplicates are left out.
 """
 
 import hashlib
@@ -34,7 +35,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from midigpt.files import UserError, make
-from midigpt.language import TRACKS
+from midigpt.language import Language
+from midigpt.normal import Layout
 from midigpt.storage import UNREADABLE, Entry, Folder
 
 EXTENSIONS = (".mid", ".midi", ".kar", ".rmi")
@@ -83,11 +85,11 @@ _USED = "+state = 'converted' AND duplicate_of IS NULL"
 
 @dataclass(frozen=True)
 class Song:
-    """A converted file: its documents are data/NAME_1.txt .. data/NAME_{tracks}.txt, or lie in a shard."""
+    """A converted file: its documents are files in data/ (document_names), or lie in a shard."""
 
     name: str
     fingerprint: str  # of the music; the same for all files that hold it
-    tracks: int
+    tracks: int  # documents: one in the song layout
     shard: int | None = None
 
 
@@ -127,6 +129,25 @@ def set_setting(index: sqlite3.Connection, key: str, value: str) -> None:
 def data_folder(index: sqlite3.Connection, root: Path, key: str) -> Folder:
     """The folder `raw_data` or `data` of a working folder: below it, or where the user has set it."""
     return Folder(setting(index, key) or str(root / key))
+
+
+def language(root: Path) -> Language:
+    """The language of a working folder's documents, as `make dataset` was last told. Raises UserError."""
+    with closing(open_index(root)) as index:
+        return language_of(index)
+
+
+def language_of(index: sqlite3.Connection) -> Language:
+    default = Language()
+    encoding = setting(index, "encoding", default.encoding)
+    return Language(encoding, "song" if setting(index, "layout", default.layout) == "song" else "track")
+
+
+def document_names(name: str, documents: int, layout: Layout) -> list[str]:
+    """The names of a file's documents in data/, where each is a file."""
+    if layout == "song":
+        return [f"{name}.txt"][:documents]
+    return [f"{name}_{number}.txt" for number in range(1, documents + 1)]
 
 
 def shard_name(number: int) -> str:
@@ -245,7 +266,7 @@ def songs(root: Path) -> Iterator[Song]:
     """The converted files that are to be learned from, in name order (of shards: by shard, then name).
 
     They come a few at a time: the list of all is never in memory. Raises UserError where there is none, or some
-    in another language.
+    in another language than the working folder's.
     """
     with closing(open_index(root)) as connection:
         data = data_folder(connection, root, "data")
@@ -253,9 +274,10 @@ def songs(root: Path) -> Iterator[Song]:
         if not connection.execute(converted).fetchone():
             raise UserError(f"{data} holds no documents yet; make them with: {make(root, 'dataset')}")
         other = f"{converted} AND recipe != ? AND recipe NOT LIKE ?"
-        if connection.execute(other, (str(TRACKS), f"{TRACKS} %")).fetchone():
+        wanted = str(language_of(connection))
+        if connection.execute(other, (wanted, f"{wanted} %")).fetchone():
             again = make(root, "dataset")
-            raise UserError(f"{data} is in an older language than {str(TRACKS)!r}; make it anew with: {again}")
+            raise UserError(f"{data} has documents in another language than {wanted!r}; make them anew with: {again}")
         columns = f"SELECT name, coalesce(song, music), tracks, shard FROM files WHERE {_USED}"
         first = ""
         page = f"{columns} AND +shard IS NULL AND name >= ? ORDER BY name LIMIT 1000"

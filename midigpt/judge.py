@@ -2,13 +2,14 @@
 
 The ceiling is real against real: training pieces against the held-out ones. The floor is notes at random: each
 pitch, length and time between notes drawn from those of all held-out pieces. All pieces are cut to the same number of
-notes, for most features depend on it; parts with pitches and drums are judged apart.
+notes, for most features depend on it; what is drums alone is judged apart.
 """
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from heapq import nsmallest
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import numpy as np
 from midigpt.copies import open_copies
 from midigpt.documents import Split, read_songs
 from midigpt.files import UserError, make
-from midigpt.header import LanguageError, read_header, split_header
+from midigpt.header import LanguageError, split_header
 from midigpt.index import songs
-from midigpt.language import decode
+from midigpt.language import TRACKS, Language, Layout, decode
 from midigpt.likeness import Likeness, Set, compare
 from midigpt.metrics import FEATURES, Feature, FloatArray
 from midigpt.normal import normalise
@@ -30,20 +31,18 @@ HELD_OUT = "held out"
 SONGS = 500  # of each side that are read, at most
 PIECES = 300  # held-out pieces of a group, at most
 FEW = 10  # pieces, too few for a density
-MOST_NOTES, LEAST_NOTES = 128, 16  # of a piece, where nothing else is asked for
+LEAST_NOTES = 16  # of a piece, where nothing else is asked for
+MOST_NOTES = {"track": 128, "song": 512}  # likewise, by layout: of a song as many bars as of a track
 
 
 @dataclass(frozen=True)
 class Document:
     """A real document."""
 
-    name: str  # of its song and track, as data/ has it
+    name: str  # as data/ has it: of its song, in track layout with the track's number
     song: str  # equal for all that are of one song
     text: str
-
-    @property
-    def notes(self) -> int:
-        return split_header(self.text)[1].count("|")
+    notes: int
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,12 @@ class Piece:
 
     name: str
     song: str
-    text: str
     score: Score  # in normal form
+
+    @property
+    def is_drum(self) -> bool:
+        """Whether all of it is drums."""
+        return all(track.is_drum for track in self.score.tracks)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Pieces that can be compared: all drums, or none."""
+    """Pieces that can be compared: drums alone, or all others."""
 
     name: str
     pieces: dict[str, list[Piece]]
@@ -106,7 +109,7 @@ class Judgement:
 # --- pieces ----------------------------------------------------------------------------------------------
 
 
-def read_side(root: Path, split: Split, is_val: bool, seed: int) -> list[Document]:
+def read_side(root: Path, language: Language, split: Split, is_val: bool, seed: int) -> list[Document]:
     """The documents of at most SONGS songs of one side of the split, drawn by a hash of their music and the seed.
 
     Raises UserError where the side is empty.
@@ -121,8 +124,14 @@ def read_side(root: Path, split: Split, is_val: bool, seed: int) -> list[Documen
     if not drawn:
         which = "held out" if is_val else "left to train on"
         raise UserError(f"no song is {which}; {_hold_out(root)}")
+    count = language.module.count_notes
     return [
-        Document(f"{song.name}_{number}", song.fingerprint, text)
+        Document(
+            f"{song.name}_{number}" if not language.is_song else song.name,
+            song.fingerprint,
+            text,
+            count(split_header(text)[1]),
+        )
         for song, texts in read_songs(root, drawn)
         for number, text in enumerate(texts, start=1)
     ]
@@ -133,12 +142,12 @@ def _hold_out(root: Path) -> str:
     return f'hold out another share of the songs with: {again} ARGS="--val-fraction 0.2", and train a new run'
 
 
-def usual_notes(documents: Sequence[Document]) -> int:
+def usual_notes(documents: Sequence[Document], layout: Layout = "track") -> int:
     """How many notes to cut pieces to: what three of four documents have, MOST_NOTES at most.
 
     Raises UserError where that is too short to be judged.
     """
-    notes = min(int(np.percentile([document.notes for document in documents], 25)), MOST_NOTES)
+    notes = min(int(np.percentile([document.notes for document in documents], 25)), MOST_NOTES[layout])
     if notes < LEAST_NOTES:
         raise UserError(
             f"a quarter of the held-out documents have fewer than {LEAST_NOTES} notes; say how many notes of each"
@@ -147,19 +156,20 @@ def usual_notes(documents: Sequence[Document]) -> int:
     return notes
 
 
-def beginning(name: str, song: str, text: str, notes: int) -> Piece | None:
+def beginning(name: str, song: str, text: str, notes: int, language: Language = TRACKS) -> Piece | None:
     """The first notes of a document; None where it has fewer. Raises LanguageError for what is no document."""
-    cut = first_notes(text, notes)
-    return Piece(name, song, cut, _opening(normalise(decode([cut])), notes)) if cut else None
+    cut = first_notes(text, notes, language)
+    score = normalise(decode([cut], language)) if cut else None
+    return Piece(name, song, _opening(score, notes)) if score and score.notes >= notes else None
 
 
-def first_notes(text: str, notes: int) -> str:
+def first_notes(text: str, notes: int, language: Language = TRACKS) -> str:
     """A document up to the line with the note of this number; "" where it has not so many. 0: all of it."""
     header, body = split_header(text)
     if not notes:
         return text
     lines = body.splitlines(keepends=True)
-    total = np.cumsum([line.count("|") for line in lines])
+    total = np.cumsum([language.module.count_notes(line) for line in lines])
     if not len(total) or total[-1] < notes:
         return ""
     return header + "".join(lines[: int(np.searchsorted(total, notes)) + 1])
@@ -181,33 +191,47 @@ def _opening(score: Score, notes: int) -> Score:
     return replace(score, tracks=tuple(track for track in tracks if len(track)))
 
 
-def draw_pieces(documents: Iterable[Document], notes: int, is_drum: bool, most: int, seed: int) -> list[Piece]:
-    """At most so many documents of drums, or of none, by chance; those with fewer notes are left out."""
-    fit = [d for d in documents if d.notes >= notes and read_header(d.text).is_drum == is_drum]
-    rng = np.random.default_rng([seed, is_drum])
-    chosen = sorted(rng.permutation(len(fit))[:most].tolist())
-    cut = (beginning(fit[n].name, fit[n].song, fit[n].text, notes) for n in chosen)
-    return [piece for piece in cut if piece]
+def draw_pieces(
+    documents: Iterable[Document], notes: int, is_drum: bool, most: int, seed: int, language: Language = TRACKS
+) -> list[Piece]:
+    """The beginnings of at most so many documents, by chance, all drums or not; those with fewer notes are left out."""
+    fit = [document for document in documents if document.notes >= notes]
+    order = np.random.default_rng([seed, is_drum]).permutation(len(fit)).tolist()
+    cut = ((n, beginning(fit[n].name, fit[n].song, fit[n].text, notes, language)) for n in order)
+    drawn = islice(((n, piece) for n, piece in cut if piece and piece.is_drum == is_drum), most)
+    return [piece for _, piece in sorted(drawn, key=lambda pair: pair[0])]
 
 
 def shuffle(pieces: Sequence[Piece], notes: int, count: int, seed: int) -> list[Piece]:
-    """Pieces of notes at random: each pitch, length, loudness and time between notes is one of the given pieces'."""
-    tracks = [track for piece in pieces for track in piece.score.tracks]
-    duration, pitch, velocity = (
-        np.concatenate([getattr(track, column) for track in tracks]) for column in ("duration", "pitch", "velocity")
-    )
-    wait = np.concatenate([np.diff(track.onset) for track in tracks])
+    """Pieces of notes at random: each pitch, length, loudness and time between notes is one of the given pieces'.
+
+    Each has as many notes of drums as one of these, and as that has them theirs are of drums.
+    """
     rng = np.random.default_rng([seed, len(pieces)])
+    pools = {is_drum: _pool(pieces, is_drum) for is_drum in (False, True)}
+    onsets = [np.sort(np.concatenate([track.onset for track in piece.score.tracks])) for piece in pieces]
+    wait = np.concatenate([np.diff(onset) for onset in onsets])
     shuffled = []
     for number in range(count):
         like = pieces[number % len(pieces)].score
-        first = like.tracks[0]
-        onset = int(first.onset[0]) + np.append(0, np.cumsum(rng.choice(wait, notes - 1)))
-        columns = (onset, *(rng.choice(column, notes) for column in (duration, pitch, velocity)))
-        track = track_from_notes([tuple(row) for row in np.stack(columns, 1).tolist()], first.program, first.is_drum)
-        score = normalise(replace(like, tracks=(track,)))  # of notes in the same place one is left
-        shuffled.append(Piece(f"shuffled {number + 1}", f"shuffled {number}", "", score))
+        onset = onsets[number % len(pieces)][0] + np.append(0, np.cumsum(rng.choice(wait, notes - 1)))
+        of_drums = rng.permutation(np.concatenate([np.full(len(track), track.is_drum) for track in like.tracks]))
+        tracks = []
+        for is_drum, pool in pools.items():
+            columns = [onset[of_drums == is_drum]]
+            columns += [rng.choice(column, len(columns[0])) for column in pool]
+            tracks.append(track_from_notes([tuple(row) for row in np.stack(columns, 1).tolist()], is_drum=is_drum))
+        score = normalise(replace(like, tracks=tuple(tracks)))  # of notes in the same place one is left
+        shuffled.append(Piece(f"shuffled {number + 1}", f"shuffled {number}", score))
     return shuffled
+
+
+def _pool(pieces: Sequence[Piece], is_drum: bool) -> list[IntArray]:
+    """Length, pitch and velocity of all notes of drums, or of all others, each (N,)."""
+    tracks = [track for piece in pieces for track in piece.score.tracks if track.is_drum == is_drum]
+    nothing = np.empty(0, np.int64)
+    columns = ("duration", "pitch", "velocity")
+    return [np.concatenate([nothing, *(getattr(track, column) for track in tracks)]) for column in columns]
 
 
 # --- the judgement ---------------------------------------------------------------------------------------
@@ -220,19 +244,21 @@ def judge(
     training: Sequence[Document],
     notes: int,
     seed: int,
+    language: Language = TRACKS,
 ) -> tuple[list[Group], list[str]]:
     """Compare takes, valid texts of documents, with real ones; and sentences on what could not be compared.
 
     Raises UserError where there are too few of all to compare anything.
     """
     groups, remarks = [], []
-    whole = [beginning(name, name, text, notes) for name, text in zip(take_names(len(takes)), takes, strict=True)]
+    named = zip(take_names(len(takes)), takes, strict=True)
+    whole = [beginning(name, name, text, notes, language) for name, text in named]
     if short := sum(piece is None for piece in whole):
         remarks.append(f"{short} takes have fewer than {notes} notes and are not compared")
-    for name, is_drum in (("pitched parts", False), ("drums", True)):
-        written = [piece for piece in whole if piece and piece.score.tracks[0].is_drum == is_drum]
-        real = draw_pieces(held_out, notes, is_drum, PIECES, seed)
-        learned = draw_pieces(training, notes, is_drum, max(len(written), FEW), seed)
+    for name, is_drum in (("songs" if language.is_song else "pitched parts", False), ("drums", True)):
+        written = [piece for piece in whole if piece and piece.is_drum == is_drum]
+        real = draw_pieces(held_out, notes, is_drum, PIECES, seed, language)
+        learned = draw_pieces(training, notes, is_drum, max(len(written), FEW), seed, language)
         sizes = {"takes": written, "held-out documents": real, "training documents": learned}
         few = " and ".join(f"{len(some)} {what}" for what, some in sizes.items() if len(some) < FEW)
         if few:
@@ -252,10 +278,10 @@ def take_names(count: int) -> list[str]:
     return [f"take-{number:04d}" for number in range(1, count + 1)]
 
 
-def is_valid(text: str) -> bool:
+def is_valid(text: str, language: Language = TRACKS) -> bool:
     """Whether a take is a document of the language that has notes."""
     try:
-        return decode([text]).notes > 0
+        return decode([text], language).notes > 0
     except LanguageError:
         return False
 
@@ -289,7 +315,9 @@ def find_copies(root: Path, groups: Sequence[Group]) -> dict[str, list[Copied]]:
         TAKES: [piece for group in groups for piece in group.pieces[TAKES]],
         HELD_OUT: [piece for group in groups for piece in group.pieces[HELD_OUT][: len(group.pieces[TAKES])]],
     }
-    return {name: [Copied(piece.name, index.longest(piece.text)) for piece in some] for name, some in pieces.items()}
+    return {
+        name: [Copied(piece.name, index.longest_in(piece.score)) for piece in some] for name, some in pieces.items()
+    }
 
 
 def copied_notes(copies: Sequence[Copied]) -> IntArray:

@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from midigpt import header as headers
 from midigpt.encodings import MARK_ALPHABET, Row, Sheet, first_pitches, part_order
+from midigpt.files import UserError
 from midigpt.header import Header, LanguageError, nearest_tempo, read_header, shown, split_header
 from midigpt.normal import (
     GRID,
@@ -36,17 +36,21 @@ ENCODINGS = sorted(path.stem for path in Path(__file__).with_name("encodings").g
 
 @dataclass(frozen=True)
 class Language:
-    """What documents are written in."""
+    """What documents are written in. Raises UserError for an encoding that there is not."""
 
     encoding: str = "interval"  # a module of midigpt/encodings
     layout: Layout = "track"
+
+    def __post_init__(self) -> None:
+        if self.encoding not in ENCODINGS:
+            raise UserError(f"--encoding {self.encoding!r} is none; there are {', '.join(ENCODINGS)}")
 
     def __str__(self) -> str:
         """All that the texts depend on: documents, tokens and models of one language go together."""
         rounding = f"grid={GRID} velocity-bins={VELOCITY_BINS} pedal=on"
         return f"{self.encoding}-{self.module.VERSION} layout={self.layout} {rounding}"
 
-    @cached_property
+    @property
     def module(self) -> ModuleType:
         return importlib.import_module(f"midigpt.encodings.{self.encoding}")
 
@@ -62,7 +66,7 @@ class Language:
 
     @property
     def is_open(self) -> bool:
-        """Whether lines have more characters than a vocabulary can: frequent ones are learned, others are bytes."""
+        """Whether lines have more characters than a vocabulary can: tokens are then made of bytes."""
         return self.module.ALPHABET is None
 
     @property
@@ -81,7 +85,8 @@ def read_language(text: str) -> Language:
         language = Language(match[1], "song" if match[2] == "song" else "track")
         if str(language) == text:
             return language
-    raise LanguageError(f"{text!r} is no language of this version; it has {', '.join(ENCODINGS)}, such as {Language()}")
+    here = f"it has the encodings {', '.join(ENCODINGS)}, such as in {str(Language())!r}"
+    raise LanguageError(f"{text!r} is no language of this version; {here}")
 
 
 # --- Score -> text ---------------------------------------------------------------------------------------

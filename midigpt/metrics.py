@@ -19,6 +19,7 @@ FloatArray = NDArray[np.float64]
 
 MAJOR = np.array([1, 0, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1], bool)
 SLOTS = 4  # of the groove's grid to the beat: sixteenths
+DRUMS = 128  # what a drum's key is counted from, so that it is no other part's pitch
 WIDEST = 13  # semitones; wider intervals count here
 # Lengths in beats by which times are counted, each time as the nearest by ratio: triplets and dotted ones among them.
 NOTE_VALUES = (
@@ -38,7 +39,7 @@ class _Notes:
 
     onset: IntArray
     end: IntArray
-    pitch: IntArray
+    pitch: IntArray  # MIDI note number; of drums DRUMS more
 
 
 def _notes(score: Score, with_drums: bool = False) -> _Notes:
@@ -48,13 +49,15 @@ def _notes(score: Score, with_drums: bool = False) -> _Notes:
         np.concatenate([nothing, *(getattr(track, column) for track in tracks)])
         for column in ("onset", "duration", "pitch")
     )
+    is_drum = np.repeat([track.is_drum for track in tracks], [len(track) for track in tracks])
+    pitch = pitch + DRUMS * is_drum.astype(np.int64)
     order = np.lexsort((pitch, onset))
     return _Notes(onset[order], (onset + duration)[order], pitch[order])
 
 
 def _upper_line(score: Score) -> tuple[IntArray, IntArray]:
-    """(L,) The onsets, and (L,) of each its highest pitch; drums count."""
-    notes = _notes(score, with_drums=True)
+    """(L,) The onsets, and (L,) of each its highest pitch; of a piece of drums alone its highest key."""
+    notes = _notes(score, with_drums=all(track.is_drum for track in score.tracks))
     last = np.append(np.diff(notes.onset) > 0, True)[: len(notes.onset)]  # of each onset; pitches ascend
     return notes.onset[last], notes.pitch[last]
 
@@ -191,7 +194,8 @@ def length_histogram(score: Score) -> FloatArray:
 
 def onset_histogram(score: Score) -> FloatArray:
     """(len(NOTE_VALUES),) Shares of the times from each onset to the next. Yang and Lerch, 2020, have the mean."""
-    return _by_note_value(np.diff(_upper_line(score)[0]), score.ticks_per_beat)
+    onset = np.unique(_notes(score, with_drums=True).onset)
+    return _by_note_value(np.diff(onset), score.ticks_per_beat)
 
 
 def bar_similarity(score: Score) -> FloatArray:

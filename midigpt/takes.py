@@ -21,7 +21,7 @@ from midigpt.encodings.interval import steps_of, time_text
 from midigpt.files import UserError
 from midigpt.generate import Drawing, Length, go_on, without_key
 from midigpt.header import read_header, split_header
-from midigpt.language import decode, encode
+from midigpt.language import TRACKS, decode, encode
 from midigpt.model import GPT
 from midigpt.normal import GRID
 from midigpt.prompt import Prompt, after, before
@@ -111,7 +111,9 @@ def continuations(
     prepared = Prepared(model)
     for number, part in enumerate(parts):
         own = replace(drawing, seed=_seed(drawing.seed, number))
-        lines = go_on(prepared, tokenizer, own, part.document, part.reference, lengths, part.keys, part.drums)
+        lines = go_on(
+            prepared, tokenizer, TRACKS, own, part.document, {"": part.reference}, lengths, part.keys, part.drums
+        )
         for take, its, end in zip(written, lines, ends, strict=True):
             header = split_header(part.document)[0]
             anchored = header if read_header(header).is_drum else f"{without_key(header)[:-1]} key={part.reference}\n"

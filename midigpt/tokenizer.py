@@ -15,7 +15,7 @@ from tqdm import tqdm
 from midigpt.documents import Split, is_drawn, read_songs
 from midigpt.files import UserError, make, read_json, replacing, write_json
 from midigpt.header import shown, split_header
-from midigpt.index import songs, totals
+from midigpt.index import language, songs, totals
 from midigpt.language import TRACKS, Language
 from midigpt.score import IntArray
 
@@ -30,24 +30,47 @@ SONG_NOTES = 30_000  # of them from one song
 LINES_AT_ONCE = 1 << 16  # are encoded
 REMEMBERED = 1 << 21  # tokens of lines that LineEncoder knows: half a million lines, 120 MB
 
-# A line is one piece; so is each field of the header (with the space before it), its "#" and its newline.
+# A line is one piece; so is each field of the header (with the space before it), its "#" and its newline. In the song
+# layout a line is cut in front of each part mark, so that a token has notes of one part only.
 _PIECES = r" [^ \n]*|[^ \n]+\n?|\n"
+_MARK = r"(?:d|[0-9]+)(?:\.[0-9]+)?@"
+_SONG_PIECES = rf" [^ \n]*|(?>(?:{_MARK})?)[^ \n@]+?(?={_MARK})|[^ \n]+\n?|\n"
+_NEWLINES = ("\n", "\u010a")  # as tokens have it, characters or bytes
+
+# The byte-level tokenizer's characters for the 256 bytes: those that can be printed, and others from U+0100 on.
+_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTES = {chr(byte): byte for byte in _PRINTED}
+_BYTES |= {chr(0x100 + n): byte for n, byte in enumerate(sorted({*range(0x100)} - {*_PRINTED}))}
 
 
-def new_tokenizer(vocab_size: int) -> tuple[Tokenizer, trainers.BpeTrainer]:
+def new_tokenizer(vocab_size: int, language: Language = TRACKS) -> tuple[Tokenizer, trainers.BpeTrainer]:
     """A tokenizer that has yet to learn its merges, and what teaches it."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), "isolated")
-    tokenizer.decoder = decoders.Fuse()
+    pieces = pre_tokenizers.Split(Regex(_SONG_PIECES if language.is_song else _PIECES), "isolated")
+    if language.is_open:
+        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, to_bytes])
+        tokenizer.decoder = decoders.ByteLevel()
+    else:
+        tokenizer.pre_tokenizer = pieces
+        tokenizer.decoder = decoders.Fuse()
+    alphabet = base_alphabet(language)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
         special_tokens=[START],
-        initial_alphabet=list(TRACKS.alphabet),
-        limit_alphabet=len(TRACKS.alphabet),
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
         show_progress=False,
     )
     return tokenizer, trainer
+
+
+def base_alphabet(language: Language) -> list[str]:
+    """What merges begin with: characters, or, where there are too many of them, the bytes of their UTF-8."""
+    if not language.is_open:
+        return list(language.alphabet)
+    return [character for character, byte in _BYTES.items() if byte >= 0x80 or chr(byte) in language.alphabet]
 
 
 def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenizer, int]:
@@ -57,7 +80,8 @@ def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenize
     are drawn by a hash of their music. Raises UserError where there is nothing to learn from or the size
     can't be.
     """
-    smallest = len(TRACKS.alphabet) + 1
+    spoken = language(root)
+    smallest = len(base_alphabet(spoken)) + 1
     if not smallest <= vocab_size <= MAX_VOCAB_SIZE:
         raise UserError(f"--vocab-size {vocab_size} is not in {smallest}..{MAX_VOCAB_SIZE}; 4096 is usual")
     read = 0
@@ -68,7 +92,7 @@ def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenize
             read += 1
             yield text
 
-    tokenizer, trainer = new_tokenizer(vocab_size)
+    tokenizer, trainer = new_tokenizer(vocab_size, spoken)
     tokenizer.train_from_iterator(texts(), trainer)
     if not read:
         raise UserError(f"all songs are held out; ask for less than --val-fraction {split.val_fraction}")
@@ -79,7 +103,7 @@ def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenize
         meta.unlink(missing_ok=True)  # until the file it describes has its name
     write_json(
         meta,
-        {"language": str(TRACKS), "sha256": file_sha256(path), "val_fraction": split.val_fraction, "seed": split.seed},
+        {"language": str(spoken), "sha256": file_sha256(path), "val_fraction": split.val_fraction, "seed": split.seed},
     )
     return tokenizer, read
 
@@ -92,12 +116,13 @@ def sample_documents(root: Path, split: Split) -> Iterator[str]:
     every third, and so on, for BPE looks at no line's neighbours.
     """
     count_songs, notes = totals(root, SONG_NOTES)
+    count_notes = language(root).module.count_notes
     fraction = SAMPLE_NOTES / max(notes, SAMPLE_NOTES)
     everything = tqdm(songs(root), desc="tokenizer", total=count_songs, unit="song", disable=None)
     training = (song for song in everything if not split.is_val(song))
     drawn = (song for song in training if is_drawn(f"{split.seed} tokenizer {song.fingerprint}", fraction))
     for _, texts in read_songs(root, drawn):
-        step = -(-sum(text.count("|") for text in texts) // SONG_NOTES)
+        step = -(-sum(map(count_notes, texts)) // SONG_NOTES)
         for text in texts:
             header, body = split_header(text)
             yield text if step <= 1 else header + "".join(body.splitlines(keepends=True)[::step])
@@ -108,8 +133,13 @@ def tokenizer_path(root: Path) -> Path:
 
 
 def token_texts(tokenizer: Tokenizer) -> list[str]:
-    """What each token stands for; "" for the start token, which stands for no text."""
-    texts = (tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size()))
+    """What each token stands for; "" for the start token, which stands for no text.
+
+    Tokens may be bytes of a character: those are as the error handler "surrogateescape" has them.
+    """
+    texts = [tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size())]
+    if isinstance(tokenizer.decoder, decoders.ByteLevel):
+        texts = [bytes(_BYTES[character] for character in text).decode("utf-8", "surrogateescape") for text in texts]
     return ["" if text == START else text for text in texts]
 
 
@@ -118,13 +148,14 @@ def file_sha256(path: Path) -> str:
 
 
 def load_tokenizer(root: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    """cache/tokenizer.json and its meta data. Raises UserError where it is missing or of another language."""
+    """cache/tokenizer.json and its meta data. UserError where it is missing or of another language than documents."""
     path = tokenizer_path(root)
     if not path.exists() or not path.with_suffix(".meta.json").exists():
         raise UserError(f"{path} does not exist yet; make it with: {make(root, 'tokenizer')}")
     meta = read_json(path.with_suffix(".meta.json"))
-    if meta["language"] != str(TRACKS) or meta["sha256"] != file_sha256(path):
-        raise UserError(f"{path} is not of the language {str(TRACKS)!r}; run: {make(root, 'dataset', 'tokenizer')}")
+    spoken = str(language(root))
+    if meta["language"] != spoken or meta["sha256"] != file_sha256(path):
+        raise UserError(f"{path} is not of the language {spoken!r}; run: {make(root, 'dataset', 'tokenizer')}")
     return Tokenizer.from_file(str(path)), meta
 
 
@@ -135,7 +166,7 @@ def document_tokens(tokenizer: Tokenizer, language: Language, text: str) -> tupl
     """A document's tokens, without a start token, and of each the time of its line: grid steps since the beginning."""
     encoding = tokenizer.encode(text)
     steps = np.array([line_steps(line, language) for line in text.splitlines(keepends=True)], np.int64)
-    is_end = np.array([token.endswith("\n") for token in encoding.tokens], np.int64)
+    is_end = np.array([token.endswith(_NEWLINES) for token in encoding.tokens], np.int64)
     line = np.cumsum(is_end) - is_end  # of each token
     return encoding.ids, (np.cumsum(steps) - steps)[line].tolist()
 
@@ -159,9 +190,8 @@ class LineEncoder:
 
     def __init__(self, tokenizer: Tokenizer, language: Language = TRACKS, remembered: int = REMEMBERED) -> None:
         self._tokenizer, self._language, self._remembered = tokenizer, language, remembered
-        self._is_end = np.zeros(tokenizer.get_vocab_size(), bool)  # of a line
-        for token, number in tokenizer.get_vocab().items():
-            self._is_end[number] = token == START or token.endswith("\n")
+        self._is_end = np.array([text.endswith("\n") for text in token_texts(tokenizer)])  # of a line
+        self._is_end[START_ID] = True
         self._number: dict[str, int] = defaultdict(count().__next__)  # of a line; new lines get the next one
         self._tokens = np.empty(0, DTYPE)  # of all lines remembered, end to end
         self._ends = np.zeros(1, np.int64)  # line n has the tokens [ends[n], ends[n + 1])

@@ -26,9 +26,9 @@ from midigpt import copies, workers
 from midigpt.copies import Passages, read_passages
 from midigpt.documents import Split, is_drawn, read_songs
 from midigpt.files import UserError, make, read_json, replacing, write_json
-from midigpt.header import keep_fields, split_header
-from midigpt.index import Song, songs, totals
-from midigpt.language import TRACKS
+from midigpt.header import LanguageError, keep_fields, split_header
+from midigpt.index import Song, language, songs, totals
+from midigpt.language import TRACKS, Language, read_language
 from midigpt.positions import POSITIONS_DTYPE, Positions, line_positions
 from midigpt.score import IntArray
 from midigpt.tokenizer import DTYPE, START, LineEncoder, Tokens, file_sha256, load_tokenizer, tokenizer_path
@@ -59,11 +59,12 @@ def make_train_bin(
     tokenizer and split give the same bytes. Raises UserError where something is missing or the working folder's
     tokenizer was learned with another split, and so from songs that would be held out.
     """
+    spoken = language(root)
     path = init_from / "tokenizer.json" if init_from else tokenizer_path(root)
-    tokenizer = _tokenizer_of(init_from) if init_from else _tokenizer_learned_with(root, split)
+    tokenizer = _tokenizer_of(init_from, spoken, root) if init_from else _tokenizer_learned_with(root, split)
     sha256 = file_sha256(path)
     folder = root / "train"
-    pack = partial(pack_songs, root=root, split=split, tokenizer_json=path, sha256=sha256)
+    pack = partial(pack_songs, root=root, split=split, language=spoken, tokenizer_json=path, sha256=sha256)
     with (
         _writer(folder, "train") as train,
         _writer(folder, "val") as val,
@@ -80,7 +81,7 @@ def make_train_bin(
     write_json(
         folder / "meta.json",
         {
-            "language": str(TRACKS),
+            "language": str(spoken),
             "tokenizer": sha256,
             "vocab_size": tokenizer.get_vocab_size(),
             **asdict(split),
@@ -104,12 +105,19 @@ def _tokenizer_learned_with(root: Path, split: Split) -> Tokenizer:
     return tokenizer
 
 
-def _tokenizer_of(checkpoint: Path) -> Tokenizer:
+def _tokenizer_of(checkpoint: Path, spoken: Language, root: Path) -> Tokenizer:
+    """A checkpoint's tokenizer. Raises UserError where its language is another than that of the documents."""
     path, run = checkpoint / "tokenizer.json", checkpoint / "run.json"
     if not path.exists() or not run.exists():
         raise UserError(f"{checkpoint} is not a checkpoint of midigpt; give a folder like train/runs/NAME/best")
-    if (language := read_json(run)["language"]) != str(TRACKS):
-        raise UserError(f"{checkpoint} speaks another language ({language}) than this version ({TRACKS})")
+    theirs = read_json(run)["language"]
+    try:
+        known = read_language(theirs)
+    except LanguageError as error:
+        raise UserError(f"{checkpoint} speaks another language: {error}") from None
+    if known != spoken:
+        again = f'{make(root, "dataset")} ARGS="--layout {known.layout} --encoding {known.encoding}"'
+        raise UserError(f"{checkpoint} speaks {theirs!r}, but the documents are in another language; run: {again}")
     return Tokenizer.from_file(str(path))
 
 
@@ -167,22 +175,24 @@ def _in_order(
             due += 1
 
 
-def pack_songs(task: Task, root: Path, split: Split, tokenizer_json: Path, sha256: str) -> list[Batch]:
+def pack_songs(
+    task: Task, root: Path, split: Split, language: Language, tokenizer_json: Path, sha256: str
+) -> list[Batch]:
     """Both sides of a task's songs, a few songs at a time.
 
     A process remembers the lines it has encoded.
     """
     if multiprocessing.parent_process():
         os.environ["RAYON_NUM_THREADS"] = "1"  # the other cores have workers of their own
-    encode = _encoder(tokenizer_json, sha256)
+    encode = _encoder(tokenizer_json, sha256, language)
     coming = read_songs(root, task.songs)
     packed = []
     while some := list(islice(coming, SONGS_AT_ONCE)):  # lines take far more memory than their tokens
-        packed.append(_pack(some, encode, split))
+        packed.append(_pack(some, encode, split, language))
     return packed
 
 
-def _pack(some: list[tuple[Song, list[str]]], encode: LineEncoder, split: Split) -> Batch:
+def _pack(some: list[tuple[Song, list[str]]], encode: LineEncoder, split: Split, language: Language) -> Batch:
     lines: tuple[list[str], list[str]] = [], []
     begins: tuple[list[int], list[int]] = [], []  # where in these lines each document begins
     songs_of, notes = [0, 0], [0, 0]
@@ -194,9 +204,9 @@ def _pack(some: list[tuple[Song, list[str]]], encode: LineEncoder, split: Split)
         for number, text in enumerate(texts, start=1):
             header, body = split_header(text)
             begins[side].append(len(lines[side]))
-            header = _header(header, f"{song.name}_{number}", is_val=side == 1)
+            header = drop_fields(header, f"{song.name}_{number}", is_val=side == 1)
             lines[side].extend((START, header, *body.splitlines(keepends=True)))
-            notes[side] += body.count("|")
+            notes[side] += language.module.count_notes(body)
     packed = []
     for side in (0, 1):
         tokens, lengths, steps = encode(lines[side])
@@ -211,8 +221,8 @@ def _pack(some: list[tuple[Song, list[str]]], encode: LineEncoder, split: Split)
 
 
 @lru_cache(maxsize=1)
-def _encoder(path: Path, sha256: str) -> LineEncoder:
-    return LineEncoder(Tokenizer.from_file(str(path)))
+def _encoder(path: Path, sha256: str, language: Language) -> LineEncoder:
+    return LineEncoder(Tokenizer.from_file(str(path)), language)
 
 
 class _Writer:
@@ -261,7 +271,7 @@ def _writer(folder: Path, name: str) -> Iterator[_Writer]:
         writer.finish()
 
 
-def _header(header: str, document: str, is_val: bool) -> str:
+def drop_fields(header: str, document: str, is_val: bool) -> str:
     """A document's header as the model reads it.
 
     In training each field is dropped with probability DROP_FIELD, by a hash of document and field; held-out
@@ -307,6 +317,7 @@ class Side:
     positions: Positions  # (N,) in musical time
     docs: IntArray  # (D, 2) start of the document, first token after its header; ascending
     notes: int
+    language: Language = TRACKS
 
     @property
     def ends(self) -> IntArray:
@@ -322,17 +333,18 @@ def load_side(root: Path, name: str) -> tuple[Side, dict[str, Any]]:
     if not (folder / "meta.json").exists():
         raise UserError(f"{folder / 'meta.json'} is missing; make it again with: {make(root, 'train-bin')}")
     meta = read_json(folder / "meta.json")
-    if meta["language"] != str(TRACKS):
-        raise UserError(
-            f"{folder / name}.bin is in another language; run: {make(root, 'dataset', 'tokenizer', 'train-bin')}"
-        )
+    try:
+        spoken = read_language(meta["language"])
+    except LanguageError as error:
+        again = make(root, "dataset", "tokenizer", "train-bin")
+        raise UserError(f"{folder / name}.bin is in another language: {error}; run: {again}") from None
     docs_path = folder / f"{name}.docs.npy"
     docs = np.load(docs_path) if docs_path.exists() else np.empty((0, 2), np.int64)
     if (len(tokens), len(where), len(docs)) != (*[meta[name]["tokens"]] * 2, meta[name]["documents"]):
         raise UserError(
             f"{folder / name}.bin is not what meta.json beside it describes; run: {make(root, 'train-bin')}"
         )
-    return Side(tokens, where, docs, meta[name]["notes"]), meta
+    return Side(tokens, where, docs, meta[name]["notes"], spoken), meta
 
 
 def line_tokens(side: Side) -> Tokens:

@@ -1,7 +1,7 @@
-"""Convert the indexed MIDI files to text: one document per track, data/NAME_N.txt.
+"""Convert the indexed MIDI files to text: one document per track, data/NAME_N.txt, or per song, data/NAME.txt.
 
-Only what is not converted yet is; Ctrl-C is harmless, the same command goes on. Other filters than the last
-time's convert the files anew.
+Only what is not converted yet is; Ctrl-C is harmless, the same command goes on. Another language or other filters
+than the last time's convert the files anew.
 
 Example: python scripts/dataset.py --no-drums --min-notes 20
 """
@@ -18,6 +18,7 @@ from midigpt.dataset import DEFAULT, Dedupe, Options, Summary, make_dataset
 from midigpt.executors import Executor
 from midigpt.files import UserError, locked, parse_arguments
 from midigpt.filters import Filters
+from midigpt.normal import Layout
 
 SHOWN = 3  # refused files by name, of each kind
 
@@ -41,6 +42,10 @@ class Args:
     """Leave out files that last longer; 0 is any length."""
     merge: bool = False
     """Make one track of all pitched tracks of a file."""
+    layout: Layout | None = None
+    """A document for each track, or one for the whole song; from now on."""
+    encoding: str | None = None
+    """How documents' lines are written: a module of midigpt/encodings, such as interval; from now on."""
     data: str = ""
     """Another place for data/, a path or URL (s3://bucket/folder), remembered from now on."""
     shards: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -68,6 +73,8 @@ def main(args: Args) -> None:
     options = Options(
         limit=args.limit,
         data=args.data,
+        layout=args.layout,
+        encoding=args.encoding,
         shards=args.shards,
         shard_files=args.shard_files,
         dedupe=args.dedupe,
@@ -88,8 +95,9 @@ def main(args: Args) -> None:
 
 
 def report(summary: Summary, dedupe: Dedupe, seconds: float) -> None:
-    if summary.before is not None:
-        print(f"  converted anew: the last time's filters were {summary.before or 'none'}")
+    if summary.before:
+        last = ", ".join(f"{key} {value or 'none'}" for key, value in summary.before.items())
+        print(f"  all files are converted anew: the last time it was {last}")
     by_kind: dict[str, list[str]] = {}
     for path, reason in summary.refused.items():
         by_kind.setdefault(reason.partition(" (")[0], []).append(path)

@@ -1,4 +1,4 @@
-"""Turn text in the interval language into one MIDI file, with a track for each document of the text.
+"""Turn documents, as scripts/encode.py prints them, into one MIDI file with a track for each of their parts.
 
 Example: python scripts/decode.py song.txt -o song.mid
 """
@@ -11,9 +11,10 @@ import tyro
 
 from midigpt.files import UserError, parse_arguments
 from midigpt.header import LanguageError, split_documents
-from midigpt.language import decode
+from midigpt.language import Language, decode
 from midigpt.midi import write_midi
 from midigpt.midi_bytes import MidiError
+from midigpt.normal import Layout
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,14 @@ class Args:
     """The text: documents with an empty line between them."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """The MIDI file to write; one that is there is replaced."""
+    layout: Layout = Language().layout
+    """What encode.py was told: a document is a track, or a whole song."""
+    encoding: str = Language().encoding
+    """What encode.py was told: a module of midigpt/encodings."""
 
 
 def main(args: Args) -> None:
+    language = Language(args.encoding, args.layout)
     try:
         documents = split_documents(args.file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -32,7 +38,7 @@ def main(args: Args) -> None:
     except UnicodeDecodeError:
         raise UserError(f"{args.file} is not text; this command reads what encode.py prints") from None
     try:
-        score = decode(documents)
+        score = decode(documents, language)
         if not score.notes:
             raise UserError(f"{args.file} has no notes; nothing was written")
         write_midi(score, args.out)

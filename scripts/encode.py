@@ -1,27 +1,34 @@
-"""Print a MIDI file in the interval language: one document per track, an empty line between documents.
+"""Print a MIDI file as text: one document per track, an empty line between documents, or one for the whole song.
 
-Example: python scripts/encode.py song.mid > song.txt
+Example: python scripts/encode.py song.mid --layout song > song.txt
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from midigpt.files import parse_arguments
-from midigpt.language import encode
+from midigpt.language import Language, encode
 from midigpt.midi import load_midi
+from midigpt.normal import Layout
 
 
 @dataclass(frozen=True)
 class Args:
     file: tyro.conf.Positional[Path]
     """The MIDI file."""
+    layout: Layout = Language().layout
+    """A document for each track, or one for the whole song."""
+    encoding: str = Language().encoding
+    """How documents' lines are written: a module of midigpt/encodings."""
 
 
 def main(args: Args) -> None:
-    score = load_midi(args.file)
-    print("\n".join(document.text for document in encode(score)), end="")
+    language = Language(args.encoding, args.layout)
+    documents = encode(load_midi(args.file), language=language)
+    sys.stdout.buffer.write("\n".join(document.text for document in documents).encode("utf-8"))
 
 
 if __name__ == "__main__":

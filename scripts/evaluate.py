@@ -15,6 +15,7 @@ from midigpt.files import UserError, make, parse_arguments
 
 if TYPE_CHECKING:
     from midigpt.judge import Group, Judgement
+    from midigpt.score import Score
 
 
 WIDTHS = (12, 6, 14, 6, 13, 6, 9, 10, 10)  # of the table's columns
@@ -77,19 +78,21 @@ def check(args: Args) -> None:
         raise UserError("--temperature 0 writes one take over and over; above 0 there is something to compare")
 
 
-def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[str]]":
-    """Let the model read what is held out, write takes, and compare; gives the valid takes' texts, too."""
+def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[Score]]":
+    """Let the model read what is held out, write takes, and compare; gives the valid takes, too."""
     from midigpt.checkpoint import load_checkpoint
     from midigpt.devices import autocast, find_device
     from midigpt.documents import Split
     from midigpt.evaluate import Evaluation, unigram_bits_per_note
     from midigpt.generate import Drawing, Length, compose
     from midigpt.judge import Judgement, find_copies, is_valid, judge, read_side, usual_notes
+    from midigpt.language import decode, read_language
     from midigpt.tokenizer import file_sha256
     from midigpt.train_data import load_side
 
     device = find_device(args.device)
     model, tokenizer, run = load_checkpoint(folder, device)
+    language = read_language(run["language"])
     (train, meta), (val, _) = (load_side(args.root, name) for name in ("train", "val"))
     if meta["tokenizer"] != file_sha256(folder / "tokenizer.json"):
         raise UserError(
@@ -97,14 +100,14 @@ def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[str]]":
             f' {make(args.root, "train-bin")} ARGS="--init-from {folder}"'
         )
     split = Split(meta["val_fraction"], meta["seed"])
-    held_out, training = (read_side(args.root, split, is_val, args.seed) for is_val in (True, False))
-    notes = args.notes or usual_notes(held_out)
+    held_out, training = (read_side(args.root, language, split, is_val, args.seed) for is_val in (True, False))
+    notes = args.notes or usual_notes(held_out, language.layout)
     bits = Evaluation(val, tokenizer, model.config.block_size)(model, device, autocast(device)).bits_per_note
 
     drawing = Drawing(args.temperature, args.top_k, args.top_p, args.min_p, args.seed)
-    takes = compose(model, tokenizer, drawing, length=Length(notes=notes), takes=args.takes)
-    valid = [text for text in takes if is_valid(text)]
-    groups, remarks = judge(args.root, valid, held_out, training, notes, args.seed)
+    takes = compose(model, tokenizer, language, drawing, length=Length(notes=notes), takes=args.takes)
+    valid = [text for text in takes if is_valid(text, language)]
+    groups, remarks = judge(args.root, valid, held_out, training, notes, args.seed, language)
     if any(run["data"][name] != meta[name] for name in ("val_fraction", "seed", "train", "val")):
         remarks.append("the model was trained on other files, or another split: it may know the held-out songs")
     try:
@@ -126,18 +129,17 @@ def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[str]]":
         copies=copies,
         remarks=remarks,
     )
-    return judgement, valid
+    return judgement, [decode([text], language) for text in valid]
 
 
-def save_takes(texts: list[str], folder: Path) -> None:
+def save_takes(takes: "list[Score]", folder: Path) -> None:
     """Write the takes as .mid in place of those of an earlier evaluation."""
     from midigpt.judge import take_names
-    from midigpt.language import decode
     from midigpt.midi import write_midi
 
-    names = [f"{name}.mid" for name in take_names(len(texts))]
-    for name, text in zip(names, texts, strict=True):
-        write_midi(decode([text]), folder / name)
+    names = [f"{name}.mid" for name in take_names(len(takes))]
+    for name, take in zip(names, takes, strict=True):
+        write_midi(take, folder / name)
     for old in folder.glob("take-*.mid"):
         if old.name not in names:
             old.unlink()

@@ -53,7 +53,7 @@ from midigpt.devices import (
 )
 from midigpt.evaluate import Evaluation, unigram_bits_per_note
 from midigpt.generate import Drawing, Length, compose
-from midigpt.language import decode
+from midigpt.language import TRACKS, decode
 from midigpt.loggers import open_loggers
 from midigpt.midi import write_midi
 from midigpt.model import build_model, flops_per_token, model_config, set_dropout
@@ -234,6 +234,7 @@ def save(name: str, weights: str, evaluated: dict[str, Any] | None) -> None:
     """Save the run as it is; latest/ with what it needs to go on."""
     run = {
         "midigpt": version("midigpt"),
+        "language": meta["language"],
         "step": done,
         "max_steps": max_steps,
         "tokens_seen": done * tokens_per_step,
@@ -272,7 +273,8 @@ def write_take() -> str | None:
     path = run_folder / "takes" / f"step-{done:06d}.mid"
     try:
         with fitting("nothing: the run goes on without takes"):
-            documents = compose(average, tokenizer, Drawing(seed=config.seed + done), length=Length(notes=TAKE_NOTES))
+            drawing, length = Drawing(seed=config.seed + done), Length(notes=TAKE_NOTES)
+            documents = compose(average, tokenizer, TRACKS, drawing, length=length)
     except UserError:
         return None
     path.parent.mkdir(exist_ok=True)

@@ -26,8 +26,8 @@ from midigpt.tokenizer import START, START_ID, document_tokens, token_texts
 from tests.test_model import CONFIG, SHAPES, places, random_model, random_tokens
 
 SIDE = {"songs": 30, "documents": 60, "tokens": 12345, "notes": 6789}
-RUN = {
-    "language": str(TRACKS),
+LANGUAGE = {"language": str(TRACKS)}
+RUN = LANGUAGE | {
     "midigpt": "0.1.0",
     "step": 1500,
     "max_steps": 2000,
@@ -143,7 +143,7 @@ def test_a_checkpoint_gives_back_model_run_and_state(model: GPT, tokenizer_json:
     save_checkpoint(tmp_path / "latest", model, tokenizer_json, RUN | {"language": "x"}, state)
     with pytest.raises(UserError, match="speaks another language"):
         load_checkpoint(tmp_path / "latest")
-    save_checkpoint(tmp_path / "latest", model, tokenizer_json, {"step": 1}, state)
+    save_checkpoint(tmp_path / "latest", model, tokenizer_json, LANGUAGE | {"step": 1}, state)
     again, tokenizer, run = load_checkpoint(tmp_path / "latest")
     assert again.config == model.config and run["step"] == 1 and not again.training
     assert tokenizer.to_str() == Tokenizer.from_file(str(tokenizer_json)).to_str()
@@ -186,7 +186,7 @@ def test_a_kill_at_any_moment_of_saving_loses_nothing(
     """Killed before its first, second, ... deed that changes names or files, saving leaves the old or the new."""
     folder, model = tmp_path / "latest", build_model(CONFIG)
     for step in (1, 2):
-        save_checkpoint(folder, model, tokenizer_json, {"step": step}, {"step": torch.tensor(step)})
+        save_checkpoint(folder, model, tokenizer_json, LANGUAGE | {"step": step}, {"step": torch.tensor(step)})
     left, renamed = deed, False
 
     def dying(function: Any) -> Any:
@@ -209,7 +209,7 @@ def test_a_kill_at_any_moment_of_saving_loses_nothing(
         patch.setattr(shutil, "copyfile", dying(shutil.copyfile))
         patch.setattr("midigpt.checkpoint.save_file", dying(sys.modules["midigpt.checkpoint"].save_file))
         try:
-            save_checkpoint(folder, model, tokenizer_json, {"step": 3}, {"step": torch.tensor(3)})
+            save_checkpoint(folder, model, tokenizer_json, LANGUAGE | {"step": 3}, {"step": torch.tensor(3)})
         except Killed:
             pass
         else:
@@ -217,7 +217,7 @@ def test_a_kill_at_any_moment_of_saving_loses_nothing(
     for step in (3 if renamed else 2, 4):
         found = find_checkpoint(folder)
         assert found and load_checkpoint(found)[2]["step"] == load_state(found)["step"] == step
-        save_checkpoint(folder, model, tokenizer_json, {"step": 4}, {"step": torch.tensor(4)})
+        save_checkpoint(folder, model, tokenizer_json, LANGUAGE | {"step": 4}, {"step": torch.tensor(4)})
     assert {path.name for path in tmp_path.iterdir()} == {"latest", "tokenizer.json"}
 
 

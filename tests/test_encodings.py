@@ -17,6 +17,7 @@ from midigpt.language import ENCODINGS, Language, check_document, decode, encode
 from midigpt.midi import read_midi
 from midigpt.normal import GRID, Layout, normalise
 from midigpt.score import Score, Track, track_from_notes
+from midigpt.tokenizer import START, START_ID, LineEncoder, base_alphabet, new_tokenizer, token_texts
 from tests.conftest import midi_files
 
 LAYOUTS: tuple[Layout, ...] = ("track", "song")
@@ -314,3 +315,61 @@ def test_padding_and_prose_are_never_notes(language: Language, body: str) -> Non
     if body != "\n":  # a quick look at the first line only
         with pytest.raises(LanguageError):
             check_document(body, language)
+
+
+# --- tokens ----------------------------------------------------------------------------------------------
+
+
+def played(seed: int, notes: int = 150) -> Score:
+    """Two parts and drums, in loudness and length as people play."""
+    rng = random.Random(seed)
+    tracks = []
+    for program, is_drum in ((0, False), (33, False), (0, True)):
+        rows = [
+            (rng.randrange(4000), rng.randrange(1, 500), rng.randrange(30, 90), rng.randrange(1, 128))
+            for _ in range(notes)
+        ]
+        tracks.append(track_from_notes(rows, program, is_drum))
+    return Score(GRID, tuple(tracks))
+
+
+@every_language
+def test_tokens_give_back_the_exact_text_and_their_notes(language: Language) -> None:
+    alphabet = len(base_alphabet(language))
+    tokenizer, trainer = new_tokenizer(alphabet + 60, language)
+    tokenizer.train_from_iterator(texts_of(played(0), language), trainer)
+    assert tokenizer.get_vocab_size() == alphabet + 60
+    texts = token_texts(tokenizer)
+    for text in texts_of(played(1), language):  # with characters that were never seen in training
+        ids = tokenizer.encode(text).ids
+        assert tokenizer.decode(ids) == text
+        assert b"".join(texts[i].encode("utf-8", "surrogateescape") for i in ids).decode() == text
+        assert sum(map(language.module.count_notes, (texts[i] for i in ids))) == language.module.count_notes(text)
+        assert not any("\n" in texts[i][:-1] for i in ids)
+        lines = text.splitlines(keepends=True)
+        tokens, lengths, _ = LineEncoder(tokenizer, language)([START, *lines])
+        assert tokens.tolist() == [START_ID, *ids] and len(lengths) == 1 + len(lines)
+
+
+def test_half_a_character_is_no_note() -> None:
+    language = Language("characters")
+    tokenizer, trainer = new_tokenizer(1000, language)
+    tokenizer.train_from_iterator([], trainer)
+    ids = tokenizer.encode(NOTE + TIME + "\n").ids
+    assert len(ids) == 8
+    for cut in range(1, 7):
+        with pytest.raises(LanguageError, match="line 1"):
+            decode([tokenizer.decode(ids[:cut] + ids[-1:])], language)
+
+
+def test_transformers_opens_a_tokenizer_of_bytes(tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    language = Language("characters")
+    tokenizer, trainer = new_tokenizer(300, language)
+    text, *_ = texts_of(played(0), language)
+    tokenizer.train_from_iterator([text], trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    assert theirs.encode(text) == tokenizer.encode(text).ids
+    assert theirs.decode(theirs.encode(text)) == text

@@ -26,13 +26,16 @@ from midigpt.judge import (
     shuffle,
     usual_notes,
 )
-from midigpt.language import encode
+from midigpt.language import TRACKS, Language, decode, encode
 from midigpt.metrics import FEATURES
 from midigpt.midi import read_midi
+from midigpt.normal import normalise
 from midigpt.page import VARIABLES, svg
+from midigpt.score import Score
 from midigpt.train_data import make_train_bin
 from tests.conftest import SPLIT, contents, make_songs, melody, ok, refusal, run_script
 
+SONGS = Language(layout="song")
 FLAGS = ("--takes", "12", "--notes", "20")
 
 
@@ -60,8 +63,8 @@ def evaluation(folder: Path, output: str) -> Path:
 
 def documents(count: int, is_drum: bool = False, notes: int = 40) -> list[Document]:
     """Different songs."""
-    made = ((n, encode(melody(n, notes, is_drum))[0].text) for n in range(count))
-    return [Document(f"song{n}_1", f"song{n}", text) for n, text in made]
+    made = [encode(melody(n, notes, is_drum))[0] for n in range(count)]
+    return [Document(f"song{n}_1", f"song{n}", document.text, document.notes) for n, document in enumerate(made)]
 
 
 # --- what it writes --------------------------------------------------------------------------------------
@@ -150,7 +153,7 @@ def test_tokens_of_another_tokenizer_are_told(folder: Path, tmp_path: Path) -> N
 
 def test_nothing_held_out_is_told(folder: Path) -> None:
     with pytest.raises(UserError, match="no song is held out"):
-        read_side(folder, Split(0.0, 0), True, 0)
+        read_side(folder, TRACKS, Split(0.0, 0), True, 0)
 
 
 def test_too_few_are_told_with_their_numbers(tmp_path: Path) -> None:
@@ -177,10 +180,41 @@ def test_drums_are_judged_apart_and_not_by_pitch(tmp_path: Path) -> None:
     assert remarks == ["drums: 5 takes with 20 notes are too few to compare; 10 are needed"]
 
 
+def song_documents(count: int) -> list[Document]:
+    """Songs of two parts and drums."""
+    made = []
+    for n in range(count):
+        parts = (melody(3 * n), melody(3 * n + 1, 30, program=33), melody(3 * n + 2, 20, is_drum=True))
+        (document,) = encode(Score(480, tuple(part.tracks[0] for part in parts)), language=SONGS)
+        made.append(Document(f"song{n}", f"song{n}", document.text, document.notes))
+    return made
+
+
+def test_songs_are_judged_whole(tmp_path: Path) -> None:
+    songs = song_documents(15)
+    assert usual_notes(songs, "song") == 90 and usual_notes(song_documents(1) + documents(9, notes=999), "song") == 512
+    takes = [song.text for song in songs[:10]] + [song.text for song in song_documents(1)]
+    ((group,), remarks) = judge(tmp_path, takes, songs, songs, 60, 0, SONGS)
+    assert not remarks and group.name == "songs"
+    assert {row.feature.name for row in group.rows} == {feature.name for feature in FEATURES}
+    for of, pieces in group.pieces.items():
+        assert {piece.score.notes for piece in pieces if of != SHUFFLED} <= {60}
+        assert all({track.is_drum for track in piece.score.tracks} == {True, False} for piece in pieces)
+    assert all(row.likeness[TAKES].overlap > 0.8 for row in group.rows)  # most are the held-out ones
+    drums = {of: [drum_notes(piece.score) for piece in group.pieces[of]] for of in (HELD_OUT, SHUFFLED)}
+    assert 0.8 < np.mean(drums[SHUFFLED]) / np.mean(drums[HELD_OUT]) <= 1.1
+    cymbals = {pitch for piece in group.pieces[HELD_OUT] for t in piece.score.tracks if t.is_drum for pitch in t.pitch}
+    assert all(set(t.pitch) <= cymbals for piece in group.pieces[SHUFFLED] for t in piece.score.tracks if t.is_drum)
+
+
+def drum_notes(score: Score) -> int:
+    return sum(len(track) for track in score.tracks if track.is_drum)
+
+
 def test_pieces_are_cut_to_the_same_notes_and_begin_in_their_first_bar() -> None:
     text = encode(melody(0))[0].text
     piece = beginning("a", "a", text, 20)
-    assert piece and piece.score.notes == 20 and text.startswith(piece.text)
+    assert piece and piece.score.notes == 20 and piece.score == normalise(decode([first_notes(text, 20)]))
     header, body = text.split("\n", 1)
     late = beginning("a", "a", f"{header}\n9/1\n{body}", 20)
     assert late and late.score.tracks[0].onset[0] == 24  # nine beats are two bars and a beat

@@ -81,12 +81,12 @@ def test_other_filters_convert_anew_and_the_same_do_not(tmp_path: Path) -> None:
     assert make_dataset(tmp_path).documents == 5
     filters = Options(filters=Filters(drums=False))
     summary = make_dataset(tmp_path, filters)
-    assert (summary.converted, summary.documents, summary.filtered, summary.before) == (1, 3, 1, "")
+    assert (summary.converted, summary.documents, summary.filtered, summary.before) == (1, 3, 1, {"filters": ""})
     assert set(documents(tmp_path)) == {"band_1.txt", "band_2.txt", "band_3.txt"}
     assert make_dataset(tmp_path, filters).converted == 0
     summary = make_dataset(tmp_path)
-    assert (summary.converted, summary.before) == (2, "drums=off")
-    assert make_dataset(tmp_path).before is None
+    assert (summary.converted, summary.before) == (2, {"filters": "drums=off"})
+    assert make_dataset(tmp_path).before == {}
 
 
 def test_the_flags_reach_the_filters(tmp_path: Path) -> None:

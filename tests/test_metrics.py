@@ -87,6 +87,17 @@ def test_interval_size_is_of_the_upper_line() -> None:
     assert metrics.interval_histogram(piece([(0, 1, 10), (1, 1, 100)]))[-1] == 1  # wider than is told apart
 
 
+def test_of_several_parts_the_upper_line_is_that_of_the_pitched_ones() -> None:
+    rows = [(0, 4, 60), (4, 4, 64), (12, 4, 62)]
+    drums = piece([(onset, 1, 82) for onset in range(0, 16, 2)], is_drum=True).tracks
+    tune, both = piece(rows), Score(4, piece(rows).tracks + piece([(4, 4, 40)]).tracks + drums)
+    for measure in (metrics.mean_interval, metrics.interval_histogram, metrics.repeated_motifs):
+        assert np.array_equal(measure(both), measure(tune), equal_nan=True)
+    assert metrics.onset_histogram(both)[metrics.NOTE_VALUES.index("1/2")] == 1  # in time, drums count
+    assert metrics.polyphony(both) == (3 + 1) / 3
+    assert metrics.note_density(both) == 12 / 4
+
+
 def test_note_density_is_of_the_time_from_the_first_note_to_the_last_end() -> None:
     assert metrics.note_density(piece([(16, 4, 60), (20, 4, 62), (24, 8, 64)])) == 3 / 4
 
@@ -118,6 +129,8 @@ def test_bars_are_alike_by_the_notes_they_share() -> None:
     rows = [(16 * bar + onset, d, p) for bar, notes in enumerate((a, b, a, b)) for onset, d, p in notes]
     found = metrics.bar_similarity(piece(rows))
     assert found[:4].tolist() == [pytest.approx(1 / 4), 1, pytest.approx(1 / 4), 0]
+    tracks = piece([(0, 4, 36)]).tracks + piece([(16, 4, 36)], is_drum=True).tracks
+    assert metrics.bar_similarity(Score(4, tracks))[0] == 0  # a low C is no bass drum
 
 
 def test_lengths_and_waits_are_counted_by_the_nearest_note_value() -> None:

@@ -3,7 +3,8 @@
 A line is all that happens at one instant, and the time until the next line. A module has
 
     VERSION             of the encoding
-    ALPHABET            the characters of its lines, but those of part marks (MARK_ALPHABET)
+    ALPHABET            the characters of its lines, but those of part marks (MARK_ALPHABET); None where they are more
+                        than a vocabulary can have: then tokens are made of bytes
     write(sheet)        the lines of each document, (D,) texts
     read(body, header, first, is_song)
                         the way back: the notes of a document whose lines begin with line `first` of its text, as Rows,

@@ -7,7 +7,7 @@
 A note is one of the 2 ** 20 characters above the basic plane: 128 pitches, 16 velocity bins, 512 LENGTHS. Times are
 private characters of the basic plane: up to 4,095 grid steps are U+E000 and the steps; a longer wait has others in
 front, U+F000 for 4,096 steps, U+F001 for twice as many, and so on. Times add up. No vocabulary has all these
-characters: the frequent ones get tokens, a rare one is its bytes.
+characters: byte-pair encoding begins with their UTF-8 bytes, and makes frequent characters of them first.
 
 Normal form: notes of a line, of each part, from low to high; a wait's characters from large to small, each at most
 once; lines without notes only for silence at the beginning; the last line's time is its longest note's.
@@ -39,11 +39,11 @@ _NOTE = "[\U00010000-\U0010ffff]"
 _TIME = "[\ue001-\uf012]"
 _MARKED_NOTE = re.compile(rf"(?:[d0-9.]+@)?{_NOTE}")
 _LINE = re.compile(rf"((?:{_MARKED_NOTE.pattern})*)({_TIME}+)")
-_COUNTED = re.compile("[\U00010000-\U0010ffff\udcf0-\udcf4]")  # the first byte of such a character is among the latter
+_COUNTED = re.compile("[\U00010000-\U0010ffff\udcf0-\udcf4]")  # the latter as a first byte
 
 
 def count_notes(text: str) -> int:
-    """How many notes begin in a text; one written as bytes with its first, as in token_texts()."""
+    """How many notes begin in a text; a character cut into bytes with its first, as in token_texts()."""
     return len(_COUNTED.findall(text))
 
 
