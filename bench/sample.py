@@ -108,7 +108,7 @@ def our_speed(model: "GPT", tokenizer: "Tokenizer", weights: "Weights", takes: i
 
     def write() -> None:
         nonlocal drawn
-        writer.read([[0]])
+        writer.read([[(0, 0)]])
         while drawn < tokens - 1:
             drawn += len(writer.draw_some()[0])
 
@@ -138,7 +138,7 @@ def latency(model: "GPT", tokenizer: "Tokenizer", rounds: int) -> dict[str, floa
     def first_note() -> None:
         for kept in (automaton.write_out, automaton._units, automaton._may_be_time, grammar._trie):
             kept.cache_clear()  # as in a new process
-        go_on(Prepared(model), tokenizer, Drawing(), document, 60, [Length(notes=1)])
+        go_on(Prepared(model), tokenizer, TRACKS, Drawing(), document, {"": 60}, [Length(notes=1)])
 
     first = [timed(first_note) for _ in range(rounds)]
     tokens = len(tokenizer.encode(document).ids)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midigpt import header
-from midigpt.encodings import interval
+from midigpt.encodings import MARK_ALPHABET, interval, is_drum_mark
 from midigpt.header import METERS, TEMPOS
 from midigpt.normal import GRID, VELOCITY_BINS
 
@@ -33,8 +33,8 @@ LONGEST_WAIT, LONGEST_NOTE = 8, 16  # beats
 UNITS = [unit for unit in range(1, GRID + 1) if GRID % unit == 0]  # a beat's parts on the grid
 END = "\0"  # stands for the start token, with which a document ends
 OTHER = "\1"  # stands for every character that no rule knows
-ALPHABET = "".join(sorted({*header.ALPHABET, *interval.ALPHABET, *"d.@"})) + OTHER
-NEVER = -128, 128  # pitches up to which, and from which on: there are none
+ALPHABET = "".join(sorted({*header.ALPHABET, *interval.ALPHABET, *MARK_ALPHABET})) + OTHER
+NEVER = -1000, 1000  # the pitches up to which, and from which on, nothing is possible
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Bounds:
 
     def kind(self, part: str) -> str:
         """Of the notes of a part, by its mark, or by the program of a track."""
-        return "drum" if part.startswith("d") else self.encoding
+        return "drum" if is_drum_mark(part) else self.encoding
 
 
 State = tuple[str | int | tuple[int, ...], ...]

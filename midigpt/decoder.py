@@ -82,8 +82,11 @@ class Decoder:
         return self.model.config.block_size - self.cache.length
 
     @torch.inference_mode()
-    def read(self, tokens: Tensor) -> Tensor:
-        """Logits (B, V) behind documents (B, T), or one (1, T) for all, which are read from the beginning."""
+    def read(self, tokens: Tensor, times: Tensor) -> Tensor:
+        """Logits (B, V) behind documents (B, T), or one (1, T) for all, which are read from the beginning.
+
+        `times`, of the same shape, are those of the tokens' lines, in grid steps.
+        """
         T = tokens.shape[1]
         positions = torch.arange(T, device=self.device)[None]
         with nullcontext() if self.prepared.weights == "float32" else autocast(str(self.device)):
@@ -92,8 +95,8 @@ class Decoder:
         return logits.float().expand(self.batch_size, -1)
 
     @torch.inference_mode()
-    def step(self, tokens: Tensor) -> Tensor:
-        """Logits (B, V) behind one more token of each document, (B,)."""
+    def step(self, tokens: Tensor, times: Tensor) -> Tensor:
+        """Logits (B, V) behind one more token of each document, (B,), with the times of their lines, (B,)."""
         model, angles, mask = self.prepared, None, None
         x = F.embedding(tokens, model.embedding)  # (B, C)
         if self.model.config.type == "gpt2":

@@ -4,25 +4,29 @@ The grammar leaves out every token that would break the language, so every take 
 own random numbers, one a token, so that its draws depend on its seed alone.
 """
 
-from collections.abc import Sequence, Set
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from midigpt.automaton import DRUM_KEYS, PIANO
+from midigpt.automaton import DRUM_KEYS, MARKS, PIANO
 from midigpt.decoder import Decoder, Prepared, Weights
-from midigpt.encodings.interval import steps_of
 from midigpt.files import UserError
 from midigpt.grammar import Grammar, Place
-from midigpt.header import DEFAULT_KEY, Header, keep_fields, read_header, split_header
+from midigpt.header import Header, LanguageError, keep_fields, read_header, split_header
+from midigpt.language import Language, decode
 from midigpt.model import GPT
-from midigpt.normal import GRID
-from midigpt.tokenizer import START_ID
+from midigpt.normal import GRID, MAX_TICKS
+from midigpt.tokenizer import START_ID, document_tokens
 
 MAX_NOTES = 1000  # of a take that the model does not end
 AT_ONCE, AT_ONCE_ON_GPU = 64, 256  # takes; more are written in turns
+TOKENS_A_NOTE = 50  # that are waited for, and no more: lines without rules may have no notes
 KEPT = 0.75  # of a full context, when room is made in it
 FIRST_LOOK, TOKENS_A_LOOK = 4, 32  # tokens drawn before the host looks at them: at first few, then twice as many
 SPAN = 256  # a captured step reads the cache in multiples of this many tokens
@@ -82,49 +86,69 @@ class Lines:
     text: str
     notes: int
     end: int  # grid steps from the first line's beginning to the last one's end
+    refused: int = 0  # lines that came behind, from the first that can't be read on
+
+
+Timed = tuple[int, int]  # a token, and the time of its line: grid steps from the document's beginning
 
 
 def compose(
     model: GPT,
     tokenizer: Tokenizer,
+    language: Language,
     drawing: Drawing,
     wishes: dict[str, str] | None = None,
     length: Length = Length(),
     takes: int = 1,
     keys: range = PIANO,
     weights: Weights | None = None,
+    marks: Sequence[str] = MARKS,
 ) -> list[str]:
     """Documents from nothing, with the wished fields of the header; the others are drawn.
 
-    Notes that are not drums stay within `keys`.
+    Notes that are not drums stay within `keys`. In the song layout parts are those with the given marks. Takes in an
+    encoding that has no grammar here can come out as no document; these are left out.
     """
-    grammar = Grammar(tokenizer, wishes, not length.is_given, keys, device=drawing_device(model))
-    written = _write(Prepared(model, weights), tokenizer, grammar, drawing, [START_ID], DEFAULT_KEY, [length] * takes)
-    return [lines.text for lines in written]
+    device = drawing_device(model)
+    grammar = Grammar(tokenizer, language, wishes, not length.is_given, keys, marks=marks, device=device)
+    lengths = [length] * takes
+    written = _write(Prepared(model, weights), tokenizer, grammar, drawing, [(START_ID, 0)], grammar.start, lengths)
+    return [its.text for its in written if not grammar.is_free or _readable(its.text, language)]
 
 
 def go_on(
     prepared: Prepared,
     tokenizer: Tokenizer,
+    language: Language,
     drawing: Drawing,
     document: str,
-    reference: int,
+    references: Mapping[str, int],
     lengths: Sequence[Length],
-    keys: range = range(128),
+    keys: range | Mapping[str, range] = range(128),
     drums: Set[int] = DRUM_KEYS,
 ) -> list[Lines]:
     """More lines of a document, at least one, for each length; the first begins where the document's last line ends.
 
-    What comes counts from the pitch `reference`, that of the last line's first note, and stays within `keys`; drums
-    within `drums`. The header's `key`, of which the lines say nothing, is not read: so a document moved to other keys
-    is continued in the same way. Either all lengths are given, or none is.
+    What comes counts from `references`: by the mark of each part that may go on, "" in the track layout, the pitch of
+    its first note in its last line. It stays within `keys`, which can be given by mark as well, drums within `drums`.
+    The header's `key`, of which the lines say nothing, is not read: so a document moved to other keys is continued in
+    the same way. Either all lengths are given, or none is. Of an encoding that has no grammar here what comes is cut
+    before the first line that can't be read.
     """
     header, body = split_header(document)
     read = read_header(header)
+    behind = "d" if read.is_drum else ""
+    if language.is_song:
+        last = re.search(r"[d.\d]+$", body.rpartition("@")[0])
+        behind = last[0] if last and last[0] in references else ""
     may_end, device = not lengths[0].is_given, drawing_device(prepared.model)
-    grammar = Grammar(tokenizer, None, may_end, keys, drums, read.is_drum, device)
-    ids = [START_ID, *tokenizer.encode(without_key(header) + body).ids]
-    return _write(prepared, tokenizer, grammar, drawing, ids, reference, lengths, read)
+    grammar = Grammar(tokenizer, language, None, may_end, keys, drums, [*references], behind, device)
+    tokens, times = document_tokens(tokenizer, language, without_key(header) + body)
+    given = [(START_ID, 0), *zip(tokens, times, strict=True)]
+    end = sum(line_steps(line, language) for line in body.splitlines())
+    place = partial(grammar.start, references=references, time=end)
+    written = _write(prepared, tokenizer, grammar, drawing, given, place, lengths, read)
+    return [_cut(lines, document, language) for lines in written] if grammar.is_free else written
 
 
 def _write(
@@ -132,8 +156,8 @@ def _write(
     tokenizer: Tokenizer,
     grammar: Grammar,
     drawing: Drawing,
-    given: list[int],
-    pitch: int,
+    given: list[Timed],
+    place: Callable[[int], Place],
     lengths: Sequence[Length],
     header: Header | None = None,
 ) -> list[Lines]:
@@ -143,8 +167,37 @@ def _write(
     for first in range(0, len(lengths), most):
         some = lengths[first : first + most]
         writer = Writer(Decoder(prepared, len(some)), tokenizer, grammar, drawing, first)
-        written += writer.write(given, grammar.start(len(some), pitch), some, header)
+        written += writer.write(given, place(len(some)), some, header)
     return written
+
+
+def _readable(document: str, language: Language) -> bool:
+    try:
+        decode([document], language)
+    except LanguageError:
+        return False
+    return True
+
+
+def _cut(written: Lines, document: str, language: Language) -> Lines:
+    """Lines up to the first that can't be read behind a document."""
+    lines = written.text.splitlines(keepends=True)
+    kept = bisect_left(
+        range(1, len(lines) + 1), True, key=lambda n: not _readable(document + "".join(lines[:n]), language)
+    )
+    steps = sum(line_steps(line, language) for line in lines[:kept])
+    text = "".join(lines[:kept])
+    return Lines(text, language.module.count_notes(text), steps, len(lines) - kept)
+
+
+def line_steps(line: str, language: Language) -> int:
+    """The time of a line, in grid steps; 0 for the header, and for what is no line."""
+    if line.startswith("#"):
+        return 0
+    try:
+        return min(max(int(language.module.line_steps(line)), 0), MAX_TICKS)
+    except (ValueError, ArithmeticError):
+        return 0
 
 
 def drawing_device(model: GPT) -> torch.device:
@@ -176,22 +229,25 @@ class Writer:
         self._place = grammar.start(len(rows))
         self._uniform = torch.zeros(len(rows), TOKENS_A_LOOK, device=device)
         self._drawn = torch.zeros(len(rows), TOKENS_A_LOOK, dtype=torch.long, device=device)
+        self._times = torch.zeros_like(self._drawn)  # of their lines
         self._at = torch.zeros(1, dtype=torch.long, device=device)
         self._look = FIRST_LOOK
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}  # of steps, by the span of the cache that they read
+        self._lines = [""] * len(rows)  # that have begun, where the grammar does not know the time
 
     @torch.inference_mode()
     def write(
-        self, given: list[int], place: Place, lengths: Sequence[Length], header: Header | None = None
+        self, given: list[Timed], place: Place, lengths: Sequence[Length], header: Header | None = None
     ) -> list[Lines]:
         """Go on behind the given tokens, a start token first; `header` is theirs, if they have one.
 
         Raises UserError where the model's weights are broken.
         """
-        rows = [_Row(length, header) for length in lengths]
+        rows = [_Row(length, header, self.grammar.language) for length in lengths]
         tokens = [list(given) for _ in rows]
         for mine, its in zip(self._place, place, strict=True):
             mine.copy_(its)
+        self._lines = [""] * len(rows)
         self.read([self._fitting(given)])
         if not self._logits.isfinite().all():
             raise UserError("the model's weights are broken: it gives no numbers; use another checkpoint")
@@ -200,56 +256,70 @@ class Writer:
                 self.read([head + latest for head, latest in map(self._latest, tokens)])
             for row, ids, drawn in zip(rows, tokens, self.draw_some(), strict=True):
                 ids += drawn
-                for token in drawn:
+                for token, _ in drawn:
                     row.add(self.grammar.texts[token])
         return [Lines(row.text, row.notes, row.now) for row in rows]
 
-    def read(self, ids: list[list[int]]) -> None:
+    def read(self, documents: list[list[Timed]]) -> None:
         """Let the model read documents from their beginnings: one for each row, or one for all."""
-        self._logits.copy_(self.decoder.read(torch.tensor(ids, device=self.decoder.device)))
+        tokens, times = torch.tensor(documents, device=self.decoder.device).unbind(-1)
+        self._logits.copy_(self.decoder.read(tokens, times))
 
-    def _fitting(self, ids: list[int]) -> list[int]:
+    def _fitting(self, tokens: list[Timed]) -> list[Timed]:
         """All tokens of a document, or its header and as many of its latest lines as leave room."""
-        if len(ids) < self.decoder.room:
-            return ids
-        head, latest = self._latest(ids)
-        ends = (n for n, token in enumerate(latest[:-1], start=1) if self.grammar.texts[token].endswith("\n"))
+        if len(tokens) < self.decoder.room:
+            return tokens
+        head, latest = self._latest(tokens)
+        ends = (n for n, (token, _) in enumerate(latest[:-1], start=1) if self.grammar.texts[token].endswith("\n"))
         return head + latest[next(ends, 0) :]
 
-    def _latest(self, ids: list[int]) -> tuple[list[int], list[int]]:
+    def _latest(self, tokens: list[Timed]) -> tuple[list[Timed], list[Timed]]:
         """Start token and header, and the latest tokens; together as many as of any other document of the batch.
 
         The header goes without its key: that is the pitch of a note no longer read.
         """
         room = max(int(self.decoder.model.config.block_size * KEPT), 1)
-        end = next((n for n, token in enumerate(ids, start=1) if self.grammar.texts[token].endswith("\n")), 1)
-        header = "".join(self.grammar.texts[token] for token in ids[:end])
-        head = [START_ID, *self.tokenizer.encode(without_key(header)).ids] if header.startswith("#") else [START_ID]
-        head = head[: room // 2]
-        return head, ids[len(head) - room :]
+        texts = (self.grammar.texts[token] for token, _ in tokens)
+        end = next((n for n, text in enumerate(texts, start=1) if text.endswith("\n")), 1)
+        header = "".join(self.grammar.texts[token] for token, _ in tokens[:end])
+        ids = self.tokenizer.encode(without_key(header)).ids if header.startswith("#") else []
+        head = [(token, 0) for token in (START_ID, *ids)][: room // 2]
+        return head, tokens[len(head) - room :]
 
-    def draw_some(self) -> list[list[int]]:
+    def draw_some(self) -> list[list[Timed]]:
         """As many more tokens of each row as are drawn between two looks."""
         count = min(self._look, self.decoder.room)
         self._look = min(2 * self._look, TOKENS_A_LOOK)
         uniform = torch.stack([torch.rand(count, generator=random) for random in self._random])
         self._uniform[:, :count] = uniform
         self._at.zero_()
-        for _ in range(count):
+        for number in range(count):
             if self._logits.is_cuda:
                 self._replay()
             else:
                 self._step()
-        return self._drawn[:, :count].tolist()
+            if self.grammar.is_free:
+                self._keep_time(self._drawn[:, number].tolist())
+        both = torch.stack([self._drawn, self._times], dim=-1)[:, :count]
+        return [[(token, time) for token, time in row] for row in both.tolist()]
+
+    def _keep_time(self, tokens: list[int]) -> None:
+        """Tell the place the time behind one more token of each row, where the grammar does not know it."""
+        for row, token in enumerate(tokens):
+            self._lines[row] += self.grammar.texts[token]
+            if self._lines[row].endswith("\n"):
+                self._place.time[row] += line_steps(mended(self._lines[row]), self.grammar.language)
+                self._lines[row] = ""
 
     def _step(self) -> None:
         """Draw a token of each row and let the model read it: nothing here waits for the device."""
         u = self._uniform.index_select(1, self._at)[:, 0]
-        token = draw(self._logits, self.grammar.allowed(self._place), self.drawing, u)
+        token, time = draw(self._logits, self.grammar.allowed(self._place), self.drawing, u), self._place.time.clone()
         self._drawn.index_copy_(1, self._at, token[:, None])
+        self._times.index_copy_(1, self._at, time[:, None])
         for mine, its in zip(self._place, self.grammar.advance(self._place, token), strict=True):
             mine.copy_(its)
-        self._logits.copy_(self.decoder.step(token.to(self.decoder.device)))
+        self._logits.copy_(self.decoder.step(token.to(self.decoder.device), time.to(self.decoder.device)))
         self._at += 1
 
     def _replay(self) -> None:
@@ -309,28 +379,34 @@ def draw(logits: Tensor, allowed: Tensor, drawing: Drawing, uniform: Tensor) -> 
 class _Row:
     """A document in the making, as far as its lines are complete."""
 
-    def __init__(self, length: Length, header: Header | None) -> None:
+    def __init__(self, length: Length, header: Header | None, language: Language) -> None:
         self.text, self.notes, self.now, self.is_done = "", 0, 0, False
-        self._line, self._length = "", length
+        self._line, self._length, self._language, self._has_header = "", length, language, header is not None
         self._most_notes = length.notes or (MAX_NOTES if not length.is_given else None)
         self._until = length.in_steps(header) if header else None
+        self._tokens_left = TOKENS_A_NOTE * max(MAX_NOTES, length.notes or 0)
 
     def add(self, text: str) -> None:
         """Take one more token's text: "" for the end."""
         if self.is_done:
             return
         self._line += text
-        if not text:
+        self._tokens_left -= 1
+        if not text or not self._tokens_left:
             self.is_done = True
         elif text.endswith("\n"):
-            line, self._line = self._line, ""
-            if line.startswith("#"):
-                self.text += line
+            line, self._line = mended(self._line), ""
+            self.text += line
+            if not self._has_header:
+                self._has_header = True
                 self._until = self._length.in_steps(read_header(line))
                 return
-            *notes, time = line.removesuffix("\n").split("|")
-            self.text += line
-            self.notes += len(notes)
-            self.now += steps_of(time)
+            self.notes += self._language.module.count_notes(line)
+            self.now += line_steps(line, self._language)
             enough = self._most_notes is not None and self.notes >= self._most_notes
             self.is_done = enough or (self._until is not None and self.now >= self._until)
+
+
+def mended(text: str) -> str:
+    """A text of tokens, of which some may be bytes of a character, as the error handler "surrogateescape" has them."""
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")

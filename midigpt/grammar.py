@@ -16,6 +16,7 @@ from torch import Tensor
 
 from midigpt import automaton
 from midigpt.automaton import ALPHABET, DRUM_KEYS, END, FIELDS, KINDS, MARKS, OTHER, Bounds, State
+from midigpt.encodings import is_drum_mark, part_order
 from midigpt.header import DEFAULT_KEY
 from midigpt.language import TRACKS, Language
 from midigpt.score import IntArray
@@ -67,9 +68,10 @@ class Grammar:
         behind: str | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
+        self.language = language
         notes = NOTES.get(language.encoding, "free")
         self.is_free, self._device = notes == "free", device
-        self._has_marks = language.layout == "song" and not self.is_free
+        self._has_marks = language.is_song and not self.is_free
         self.marks = sorted(marks, key=part_order) if self._has_marks else [""]
         values = _header_values(language, wishes or {}, keys, marks)
         bounds = automaton.make_bounds(values, drums, self.marks if self._has_marks else (), notes)
@@ -220,12 +222,6 @@ class Grammar:
         )
 
 
-def part_order(mark: str) -> tuple[bool, int, int]:
-    """By which the parts of a line are ordered: program and number, drums last."""
-    program, _, number = mark.partition(".")
-    return program == "d", 0 if program == "d" else int(program), int(number or 1)
-
-
 def _header_values(
     language: Language, wishes: dict[str, str], keys: range | Mapping[str, range], marks: Sequence[str]
 ) -> dict[str, list[str]]:
@@ -237,9 +233,9 @@ def _header_values(
     values = FIELDS | {"key": [*map(str, keys)]} | {name: [value] for name, value in wishes.items()}
     if "key" in wishes:  # which drums have none of
         values["program"] = [value for value in values["program"] if value != "d"]
-    if language.layout == "song":
+    if language.is_song:
         del values["program"]
-        if all(mark.startswith("d") for mark in marks):
+        if all(map(is_drum_mark, marks)):
             del values["key"]
     return values
 

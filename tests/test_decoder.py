@@ -23,8 +23,8 @@ def model(request: pytest.FixtureRequest) -> GPT:
 
 
 def logits_by_steps(decoder: Decoder, tokens: torch.Tensor, read: int) -> torch.Tensor:
-    parts = [decoder.read(tokens[:, :read])]
-    parts += [decoder.step(tokens[:, t]) for t in range(read, tokens.shape[1])]
+    parts = [decoder.read(tokens[:, :read], torch.zeros_like(tokens[:, :read]))]
+    parts += [decoder.step(tokens[:, t], torch.zeros_like(tokens[:, t])) for t in range(read, tokens.shape[1])]
     return torch.stack(parts, dim=1)
 
 
@@ -54,9 +54,10 @@ def test_smaller_weights_give_nearly_the_same_probabilities(model: GPT, weights:
 def test_one_document_read_for_all_rows_is_each_ones(model: GPT, fixed_shapes: bool) -> None:
     tokens = torch.randint(0, 50, (1, 10))
     for_all, each = (Decoder(Prepared(model, "float32"), 3, fixed_shapes) for _ in range(2))
-    torch.testing.assert_close(for_all.read(tokens), each.read(tokens.expand(3, -1)))
-    following = torch.tensor([1, 2, 3])
-    torch.testing.assert_close(for_all.step(following), each.step(following))
+    times, following = torch.zeros_like(tokens), torch.tensor([1, 2, 3])
+    torch.testing.assert_close(for_all.read(tokens, times), each.read(tokens.expand(3, -1), times.expand(3, -1)))
+    times = torch.zeros_like(following)
+    torch.testing.assert_close(for_all.step(following, times), each.step(following, times))
 
 
 def test_what_was_read_before_is_forgotten(model: GPT) -> None:

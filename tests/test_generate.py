@@ -39,7 +39,7 @@ def untrained(learned: Tokenizer) -> GPT:
 
 
 def test_a_thousand_takes_of_an_untrained_model_can_all_be_decoded(untrained: GPT, learned: Tokenizer) -> None:
-    documents = compose(untrained, learned, Drawing(seed=1), length=Length(notes=12), takes=1000)
+    documents = compose(untrained, learned, TRACKS, Drawing(seed=1), length=Length(notes=12), takes=1000)
     scores = [decode([document]) for document in documents]
     assert len(set(documents)) == 1000
     assert min(score.notes for score in scores) >= 12
@@ -49,7 +49,7 @@ def test_a_thousand_takes_of_an_untrained_model_can_all_be_decoded(untrained: GP
 
 
 def test_takes_survive_the_midi_file(untrained: GPT, learned: Tokenizer, tmp_path: Path) -> None:
-    for document in compose(untrained, learned, Drawing(seed=2), length=Length(notes=30), takes=5):
+    for document in compose(untrained, learned, TRACKS, Drawing(seed=2), length=Length(notes=30), takes=5):
         write_midi(decode([document]), tmp_path / "take.mid")
         assert read_midi(tmp_path / "take.mid").notes == decode([document]).notes
 
@@ -68,12 +68,12 @@ class Scripted(Decoder):
         logits[:, self.script[self.told % len(self.script)]] = 50.0
         return logits
 
-    def read(self, tokens: Tensor) -> Tensor:
+    def read(self, tokens: Tensor, times: Tensor) -> Tensor:
         self.reads.append(tokens.tolist())
         self.cache.length = tokens.shape[1]
         return self._logits()
 
-    def step(self, tokens: Tensor) -> Tensor:
+    def step(self, tokens: Tensor, times: Tensor) -> Tensor:
         self.told += 1
         self.cache.length += 1
         return self._logits()
@@ -90,7 +90,7 @@ def written(tokenizer: Tokenizer, text: str = TEXT, length: Length = NO_LENGTH, 
     grammar = Grammar(tokenizer, may_end=not length.is_given)
     writer = Writer(decoder, tokenizer, grammar, Drawing())
     rows = decoder.batch_size
-    return writer.write([START_ID], grammar.start(rows), [length] * rows)[0].text, decoder
+    return writer.write([(START_ID, 0)], grammar.start(rows), [length] * rows)[0].text, decoder
 
 
 def test_a_document_is_written_until_its_end(tokenizer: Tokenizer) -> None:
@@ -132,10 +132,10 @@ def test_when_the_context_is_full_the_header_and_the_latest_tokens_are_read(toke
 
 def test_a_given_document_that_is_too_long_is_read_from_a_line_on(untrained: GPT, tokenizer: Tokenizer) -> None:
     decoder = Scripted(tokenizer, "0+1|1/1\n", block_size=100)
-    writer = Writer(decoder, tokenizer, Grammar(tokenizer, is_drum=False, may_end=False), Drawing())
+    writer = Writer(decoder, tokenizer, Grammar(tokenizer, behind="", may_end=False), Drawing())
     header = "# tempo=90\n"
     given = [START_ID, *tokenizer.encode(header + "".join(f"0+{n}|1/{n}\n" for n in (1, 2, 3, 4, 6, 8) * 9)).ids]
-    writer.write(given, writer.grammar.start(1), [Length(notes=1)], read_header(header))
+    writer.write([(token, 0) for token in given], writer.grammar.start(1), [Length(notes=1)], read_header(header))
     (seen,) = decoder.reads[0]
     text = tokenizer.decode(seen)
     assert text.startswith(header) and 50 < len(seen) <= 75
@@ -145,7 +145,7 @@ def test_a_given_document_that_is_too_long_is_read_from_a_line_on(untrained: GPT
 def test_rows_are_as_if_written_alone(untrained: GPT, learned: Tokenizer) -> None:
     def takes(seed: int, count: int) -> list[str]:
         length = Length(notes=25)
-        return compose(untrained, learned, Drawing(seed=seed), length=length, takes=count, weights="float32")
+        return compose(untrained, learned, TRACKS, Drawing(seed=seed), length=length, takes=count, weights="float32")
 
     assert takes(5, 3) == [takes(seed, 1)[0] for seed in (5, 6, 7)]
 
@@ -155,7 +155,7 @@ def test_a_step_of_fixed_shapes_writes_the_same(untrained: GPT, learned: Tokeniz
     for fixed_shapes in (False, True):
         grammar = Grammar(learned, may_end=False)
         writer = Writer(Decoder(Prepared(untrained, "float32"), 2, fixed_shapes), learned, grammar, Drawing(seed=4))
-        texts.append([lines.text for lines in writer.write([START_ID], grammar.start(2), [Length(notes=40)] * 2)])
+        texts.append([lines.text for lines in writer.write([(START_ID, 0)], grammar.start(2), [Length(notes=40)] * 2)])
     assert texts[0] == texts[1]
 
 
@@ -163,7 +163,8 @@ def test_wishes_are_met(untrained: GPT, learned: Tokenizer) -> None:
     wishes = {"program": "40", "tempo": "90", "meter": "3/4", "key": "70"}
     for names in (["program"], ["tempo", "key"], ["program", "tempo", "meter", "key"]):
         wished = {name: wishes[name] for name in names} | {"program": "40"}
-        for text in compose(untrained, learned, Drawing(seed=3), wished, Length(notes=1), takes=3, keys=range(60, 80)):
+        drawing, keys = Drawing(seed=3), range(60, 80)
+        for text in compose(untrained, learned, TRACKS, drawing, wished, Length(notes=1), takes=3, keys=keys):
             assert wished.items() <= dict(field.split("=") for field in text.splitlines()[0].split()[1:]).items()
             assert set(decode([text]).tracks[0].pitch.tolist()) <= set(range(60, 80))
 
@@ -178,7 +179,8 @@ def test_a_document_in_another_key_goes_on_in_the_same_way(untrained: GPT, learn
     def lines(key: int) -> list[str]:
         document = f"# program=0 tempo=100 meter=4/4 key={key}\n" + "0+8|4+8|1/2\n2+8|1/2\n" * 10
         lengths, within = [Length(notes=notes)] * 2, range(key - 12, key + 13)
-        return [its.text for its in go_on(prepared, learned, Drawing(seed=9), document, key, lengths, within)]
+        lines = go_on(prepared, learned, TRACKS, Drawing(seed=9), document, {"": key}, lengths, within)
+        return [its.text for its in lines]
 
     assert lines(60) == lines(61) == lines(67) == lines(48)
 
@@ -187,7 +189,7 @@ def test_broken_weights_are_told(learned: Tokenizer, untrained: GPT) -> None:
     broken = build_model(untrained.config).eval()
     next(broken.parameters()).data.fill_(float("nan"))
     with pytest.raises(UserError, match="weights are broken"):
-        compose(broken, learned, Drawing())
+        compose(broken, learned, TRACKS, Drawing())
 
 
 # --- drawing ---------------------------------------------------------------------------------------------

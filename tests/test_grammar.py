@@ -121,7 +121,7 @@ def test_behind_the_end_nothing_but_ends_can_come(tokenizer: Tokenizer) -> None:
 
 
 def test_wishes_are_the_only_values(tokenizer: Tokenizer) -> None:
-    grammar = Grammar(tokenizer, {"tempo": "90", "key": "6"})
+    grammar = Grammar(tokenizer, TRACKS, {"tempo": "90", "key": "6"})
     assert following(grammar, tokenizer, "# program=1 tempo=") == "9"
     assert following(grammar, tokenizer, "# program=1 tempo=90 meter=4/4 key=6") == "\n"
 
@@ -142,13 +142,13 @@ def test_drums_are_those_allowed_and_a_wished_key_excludes_them(tokenizer: Token
     assert following(grammar, tokenizer, DRUMS + "36=1|3") == "/13579"
     assert following(grammar, tokenizer, DRUMS + "36=1|39") == "/="
     assert following(grammar, tokenizer, DRUMS + "39=1|39") == "/"
-    assert following(Grammar(tokenizer, {"key": "60"}), tokenizer, "# program=") == "0123456789"
+    assert following(Grammar(tokenizer, TRACKS, {"key": "60"}), tokenizer, "# program=") == "0123456789"
 
 
 def test_lines_that_go_on_begin_with_a_note(tokenizer: Tokenizer) -> None:
-    grammar = Grammar(tokenizer, is_drum=False)
+    grammar = Grammar(tokenizer, behind="")
     for digits, pitch, expected in (("68", 60, None), ("67", 60, "+"), ("60", 60, "+-"), ("68", 68, "-")):
-        place = grammar.start(1, pitch)
+        place = grammar.start(1, {"": pitch})
         for digit in digits:
             token = tokenizer.token_to_id(digit)
             is_allowed = bool(grammar.allowed(place)[0, token])
@@ -168,14 +168,12 @@ def test_the_language_writes_nothing_that_may_not_come(learned: Tokenizer) -> No
 
 def test_real_music_may_come(corpus: Callable[[str], Path], learned: Tokenizer) -> None:
     """Every line behind the first note, but those with times that a take has no use for."""
-    grammars = {
-        is_drum: Grammar(learned, is_drum=is_drum, may_end=False, drums=range(128)) for is_drum in (False, True)
-    }
+    grammars = {part == "d": Grammar(learned, behind=part, may_end=False, drums=range(128)) for part in ("", "d")}
     lines = long = 0
     for path in midi_files(corpus("mini"))[::40]:
         for document in encode(load_midi(path)):
             grammar = grammars["program=d" in document.header]
-            place = grammar.start(1, int(document.pitch[0]))
+            place = grammar.start(1, {"": int(document.pitch[0])})
             for line in document.body.splitlines(keepends=True):
                 times = [Fraction(time) for time in re.findall(r"[:|]([0-9]+/[0-9]+)", "|" + line)]
                 if "|" not in line:  # silence
@@ -203,34 +201,48 @@ class Vocabulary:
         return self.texts[token]
 
 
-def reachable(grammar: Grammar, starts: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def rows_of(place: Place) -> list[tuple[int, ...]]:
+    """A batch of places row by row, but for their times."""
+    timeless = place._replace(count=torch.zeros_like(place.count), time=torch.zeros_like(place.time))
+    columns = torch.cat([column.view(len(column), -1).long() for column in timeless], dim=1)
+    return [tuple(row) for row in columns.tolist()]
+
+
+def place_of(rows: list[tuple[int, ...]], like: Place) -> Place:
+    """The way back."""
+    widths = [column[0].numel() for column in like]
+    parts = torch.tensor(rows).split(widths, dim=1)
+    return Place(*(part.view(-1, *its.shape[1:]).to(its.dtype) for part, its in zip(parts, like, strict=True)))
+
+
+def reachable(grammar: Grammar, starts: list[Place]) -> list[tuple[int, ...]]:
     """All places that there are; AssertionError at one from which nothing leads on."""
-    waiting = starts
+    waiting = [row for start in starts for row in rows_of(start)]
     seen = dict.fromkeys(waiting)
     while waiting:
-        place = Place(*(torch.tensor(column) for column in zip(*waiting, strict=True)))
+        place = place_of(waiting, starts[0])
         allowed = grammar.allowed(place)
         assert allowed.any(dim=1).all()
         rows, tokens = allowed.nonzero().T
         after = grammar.advance(Place(*(column[rows] for column in place)), tokens)
-        waiting = [p for p in dict.fromkeys(zip(*(column.tolist() for column in after), strict=True)) if p not in seen]
+        waiting = [row for row in dict.fromkeys(rows_of(after)) if row not in seen]
         seen.update(dict.fromkeys(waiting))
     return list(seen)
 
 
 @pytest.mark.parametrize("is_drum", [False, True])
 def test_a_token_may_come_where_its_characters_may(is_drum: bool) -> None:
-    characters = [START, *TRACKS.alphabet]
+    characters, part = [START, *TRACKS.alphabet], "d" if is_drum else ""
     across = ["=8|54", "54=8|54", "=13:1/24|70", "|70", "70", "=8|70|", "36=1|38=2|4", "1/1\n", "38=16|1/2\n"]
     across += ["=1|36=1|", "+10|4+10|", "2+", "12-3|60", "|30", "+9|67", "+1|1/1\n", "7+1|5+1|1/1\n", "-1|100+1|"]
     across += ["100", "64", "+1|64"]
     single, several = (
-        Grammar(Vocabulary(texts), is_drum=is_drum, keys=range(20, 110), drums={7, 36, 38, 54, 70, 112})
+        Grammar(Vocabulary(texts), behind=part, keys=range(20, 110), drums={7, 36, 38, 54, 70, 112})
         for texts in (characters, characters + across)
     )
-    places = reachable(single, [tuple(int(part) for part in single.start(1, pitch)) for pitch in range(20, 110, 7)])
+    places = reachable(single, [single.start(1, {"": pitch}) for pitch in range(20, 110, 7)])
     places = random.Random(0).sample(places, min(4000, len(places)))
-    place = Place(*(torch.tensor(column) for column in zip(*places, strict=True)))
+    place = place_of(places, single.start(1))
     allowed = several.allowed(place)
     for token, text in enumerate(across, start=len(characters)):
         at, may_come = place, torch.ones(len(place.state), dtype=torch.bool)
@@ -246,21 +258,22 @@ def test_a_token_may_come_where_its_characters_may(is_drum: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("is_drum", "keys"),
+    ("behind", "keys"),
     [
         (None, range(60, 72)),
-        (False, range(55, 68)),
-        (False, range(12)),
-        (False, range(116, 128)),
-        (False, range(100)),
-        (True, range(128)),
+        ("", range(55, 68)),
+        ("", range(12)),
+        ("", range(116, 128)),
+        ("", range(100)),
+        ("d", range(128)),
     ],
     ids=str,
 )
-def test_there_is_always_something_that_may_come(tokenizer: Tokenizer, is_drum: bool | None, keys: range) -> None:
+def test_there_is_always_something_that_may_come(tokenizer: Tokenizer, behind: str | None, keys: range) -> None:
     """From every state that can be reached, at every pitch that it can be reached with, by single characters."""
-    grammar = Grammar(tokenizer, keys=keys, is_drum=is_drum, drums={7, 36, 39, 112})
-    places = reachable(grammar, [tuple(int(part) for part in grammar.start(1, pitch)) for pitch in keys])
+    grammar = Grammar(tokenizer, keys=keys, behind=behind, drums={7, 36, 39, 112})
+    starts = [grammar.start(1)] if behind is None else [grammar.start(1, {"": pitch}) for pitch in keys]
+    places = reachable(grammar, starts)
     assert len(places) > 1000
 
 
