@@ -146,7 +146,7 @@ def go_on(
 @LANGUAGES
 def test_a_prompt_in_another_key_goes_on_in_that_key(tmp_path: Path, language: Language, moved: int) -> None:
     here, there = (
-        go_on(*untrained(language), prompt_of(song(by), tmp_path), Length(bars=4), 2, language=language)
+        go_on(*untrained(language), prompt_of(song(by), tmp_path), Length(notes=60), 2, language=language)
         for by in (0, moved)
     )
     for tracks, others in zip(here, there, strict=True):
@@ -160,10 +160,13 @@ def test_a_prompt_in_another_key_goes_on_in_that_key(tmp_path: Path, language: L
 def test_a_song_goes_on_in_its_parts(tmp_path: Path) -> None:
     prompt = prompt_of(song(), tmp_path)
     cut = prompt.bar_start(4)
-    for tracks in go_on(*untrained(SONGS), prompt, Length(bars=6), 3, at=4, language=SONGS):
-        assert set(tracks) == {0, 1, 2} and min(track.onset[0] for track in tracks.values()) == cut
-        assert cut + 20 * 480 < max(track.end for track in tracks.values()) <= cut + 24 * 480
-        assert len({tuple(track.onset.tolist()) for track in tracks.values()}) > 1  # not all in all lines
+    takes = go_on(*untrained(SONGS), prompt, Length(bars=12), 4, at=4, language=SONGS)
+    assert set().union(*takes) == {0, 1, 2} and max(map(len, takes)) > 1
+    for tracks in takes:
+        assert min(track.onset[0] for track in tracks.values()) == cut
+        assert cut + 40 * 480 < max(track.end for track in tracks.values()) <= cut + 48 * 480
+    onsets = [{tuple(track.onset.tolist()) for track in tracks.values()} for tracks in takes]
+    assert max(map(len, onsets)) > 1  # not all parts play in all lines
 
 
 def test_one_part_of_a_song_goes_on_while_all_are_read(tmp_path: Path) -> None:
@@ -227,15 +230,16 @@ def test_behind_a_chord_the_next_note_counts_from_its_lowest(tmp_path: Path) -> 
 @LANGUAGES
 def test_parts_stay_near_their_range(tmp_path: Path, language: Language) -> None:
     prompt = prompt_of(song(), tmp_path)
-    (tracks,) = go_on(*untrained(language), prompt, Length(notes=400), language=language)
+    length = Length(notes=300 if language.is_song else 100)
+    (tracks,) = go_on(*untrained(language), prompt, length, language=language)
     for number in (0, 1):
         played, pitch = prompt.score.tracks[number].pitch, tracks[number].pitch
         assert played.min() - 12 <= pitch.min() and pitch.max() <= played.max() + 12
         assert np.ptp(pitch) > 12
     for keys in (range(96, 120), range(10, 30)):  # far above and below
-        (tracks,) = go_on(*untrained(language), prompt, Length(notes=50), language=language, keys=keys)
+        (tracks,) = go_on(*untrained(language), prompt, Length(notes=30), language=language, keys=keys)
         assert all(set(tracks[number].pitch.tolist()) <= set(keys) for number in (0, 1))
-        assert tracks[2].pitch.min() >= 35 and len(set(tracks[2].pitch.tolist())) > 5
+        assert tracks[2].pitch.min() >= 35 and len(set(tracks[2].pitch.tolist())) > 3
 
 
 @LANGUAGES
