@@ -17,14 +17,14 @@ from midigpt.batches import Batches
 from midigpt.decoder import Decoder, Prepared
 from midigpt.devices import autocast, keep_freed_memory
 from midigpt.evaluate import evaluation_windows, token_nats
-from midigpt.generate import line_steps
+from midigpt.generate import line_steps, mended
 from midigpt.header import LanguageError
 from midigpt.language import Language, decode
 from midigpt.model import GPT, ModelConfig, build_model, flops_per_token
 from midigpt.optimizer import groups, make_optimizers, update
 from midigpt.plan import averaging_weight, learning_rate_factor
 from midigpt.settings import Config
-from midigpt.tokenizer import START_ID, mended, token_texts
+from midigpt.tokenizer import START_ID, token_texts
 from midigpt.train_data import Side
 
 BATCH_TOKENS = 2048
