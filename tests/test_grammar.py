@@ -195,6 +195,8 @@ class Vocabulary:
     texts: list[str]
     decoder: object = None
 
+    decoder = None
+
     def get_vocab_size(self) -> int:
         return len(self.texts)
 
