@@ -104,7 +104,7 @@ POSITIONS = [
     for way in (INTERVALS, ABSOLUTE)
     for kind in ("time", "index")
 ]
-POSITIONS += [replace(INTERVALS, name=f"intervals, by time, {n} a step", a_step=n) for n in (4, 16)]
+POSITIONS += [replace(INTERVALS, name=f"intervals, by time, {n} a step", a_step=n) for n in (1, 16)]
 SIZES = [
     replace(INTERVALS, name=f"vocabulary {size or 'without merges'}", vocab_size=size)
     for size in (0, 512, 1024, 2048, 4096, 16384)

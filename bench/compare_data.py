@@ -22,6 +22,7 @@ from midigpt.documents import Split
 from midigpt.index import data_folder, index_files, open_index, songs
 from midigpt.language import Language, encode
 from midigpt.normal import GRID
+from midigpt.positions import POSITIONS_A_STEP
 from midigpt.rescue import rescue
 from midigpt.score import NO_PEDAL, Score, Track
 from midigpt.tokenizer import START, LineEncoder, base_alphabet, new_tokenizer
@@ -44,7 +45,7 @@ class Way:
     keys: int = 1  # copies of each training piece, in different keys
     switch: str = ""  # see SWITCHES, and compare_text.py
     positions: str = "time"  # or "index"
-    a_step: float = 1  # of the positions, counted in time, that a grid step makes
+    a_step: int = POSITIONS_A_STEP  # of positions that count time
     block_size: int = 256
 
     @property

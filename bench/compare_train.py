@@ -4,7 +4,6 @@ import copy
 import math
 import re
 import time
-from contextlib import suppress
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -18,6 +17,7 @@ from midigpt.batches import Batches
 from midigpt.decoder import Decoder, Prepared
 from midigpt.devices import autocast, keep_freed_memory
 from midigpt.evaluate import evaluation_windows, token_nats
+from midigpt.generate import line_steps, mended
 from midigpt.header import LanguageError
 from midigpt.language import Language, decode
 from midigpt.model import GPT, ModelConfig, build_model, flops_per_token
@@ -143,7 +143,7 @@ def draw_takes(way: Way, model: GPT, data: Path, takes: int, seed: int) -> dict[
     texts = token_texts(Tokenizer.from_file(str(data.with_suffix(".tokenizer.json"))))
     decoder = Decoder(Prepared(model), takes)
     random = torch.Generator().manual_seed(seed)
-    rows = [_Take(language, way.positions) for _ in range(takes)]
+    rows = [_Take(language, way) for _ in range(takes)]
     begun = time.perf_counter()
     logits = decoder.read(torch.full((1, 1), START_ID), torch.zeros(1, 1, dtype=torch.long))
     for _ in range(min(TAKE_TOKENS, way.block_size - 1)):
@@ -160,22 +160,22 @@ def draw_takes(way: Way, model: GPT, data: Path, takes: int, seed: int) -> dict[
 class _Take:
     """A document as it is drawn."""
 
-    def __init__(self, language: Language, positions: str) -> None:
-        self.language, self.text, self._line, self._time, self._place = language, "", "", 0, 0
-        self._by_index, self._tokens, self._is_done = positions == "index", 0, False
+    def __init__(self, language: Language, way: Way) -> None:
+        self.language, self.text = language, ""
+        self._way, self._line, self._time, self._place, self._tokens, self._is_done = way, "", 0, 0, 0, False
 
     def add(self, text: str) -> int:
         """Take one more token; its position."""
         self._is_done |= not text
-        position = self._time + self._place
-        self._place, self._line, self._tokens = self._place + 1, self._line + text, self._tokens + 1
+        self._tokens += 1
+        position = self._tokens if self._way.positions == "index" else self._time * self._way.a_step + self._place
+        self._place, self._line = self._place + 1, self._line + text
         if text.endswith("\n"):
-            if not self._is_done:
-                self.text += self._line
-            with suppress(ValueError, ZeroDivisionError):  # of a line that is none
-                self._time += 0 if self._line.startswith("#") else self.language.module.line_steps(self._line)
+            line = mended(self._line)
+            self.text += "" if self._is_done else line
+            self._time += line_steps(line, self.language)
             self._line, self._place = "", 0
-        return self._tokens if self._by_index else position
+        return position
 
     def is_valid(self) -> bool:
         """Whether its whole lines can be read and hold a note."""

@@ -11,13 +11,14 @@ judge gives them.
 
     copies.moments.bin    int64 (N,) midigpt.instants' moments of all training documents, after each document a 0
     copies.suffixes.bin   int32 (N,) the suffix array of each block of moments, counted from the block's beginning
-    copies.docs.bin       int64 (D, 6) of each document: where its moments begin, the number of its song in
-                          copies.songs.txt, which of the song's documents it is (from 1), its first onset in grid
-                          steps, its meter (two numbers)
+    copies.docs.bin       int64 (D, 6) of each document, in the song layout of each part: where its moments begin, the
+                          number of its song in copies.songs.txt, which of the song's documents or parts it is (from
+                          1), its first onset in grid steps, its meter (two numbers)
     copies.songs.txt      the songs' names, a line each
 
-and in meta.json, under "copies", where each block ends. A block holds as many whole documents as have less than two
-million moments together, so that memory does not grow with the music. (Of a longer document only so many are kept.)
+and in meta.json, under "copies", where each block ends, and the number D. A block holds as many whole documents, or
+parts, as have less than two million moments together, so that memory does not grow with the music. (Of a longer one
+only so many are kept.)
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 
 from midigpt.files import UserError, make, read_json, replacing
 from midigpt.instants import moment_time, moved, read_instants
-from midigpt.language import encode
+from midigpt.language import TRACKS, Language, encode
 from midigpt.normal import GRID
 from midigpt.score import IntArray, Score
 from midigpt.suffixes import MOST, longest_beginnings, sort_suffixes
@@ -50,25 +51,25 @@ class Passages:
     """What of some songs goes into the index."""
 
     songs: list[str]
-    moments: bytes  # MOMENT, END after each document
+    moments: bytes  # MOMENT, END after each document or part
     docs: IntArray  # (D, 6) as in copies.docs.bin, counted from these moments and songs
 
 
-def read_passages(some: Sequence[tuple[str, list[str]]]) -> Passages:
+def read_passages(some: Sequence[tuple[str, list[str]]], language: Language = TRACKS) -> Passages:
     """Read songs: of each its name, and its documents."""
-    instants = read_instants([text for _, texts in some for text in texts])
-    count = np.bincount(instants.document, minlength=len(instants.headers))
+    instants = read_instants([text for _, texts in some for text in texts], language)
+    count = np.bincount(instants.part, minlength=len(instants.headers))
     first = np.cumsum(count) - count
-    at = np.arange(len(instants.document)) - first[instants.document]
+    at = np.arange(len(instants.part)) - first[instants.part]
     is_kept = at < MOST - 1
     kept = np.minimum(count, MOST - 1)
     start = np.cumsum(kept + 1) - kept - 1
     moments = np.full(int(np.sum(kept + 1)), END, MOMENT)
-    moments[(start[instants.document] + at)[is_kept]] = instants.moment[is_kept]
+    moments[(start[instants.part] + at)[is_kept]] = instants.moment[is_kept]
 
     onset = np.append(instants.onset, 0)[first] * (count > 0)
-    places = [(song, track + 1) for song, (_, texts) in enumerate(some) for track in range(len(texts))]
-    song, track = np.array(places, np.int64).reshape(-1, 2).T
+    song = np.repeat(np.arange(len(some)), [len(texts) for _, texts in some])[instants.text]
+    track = np.arange(1, len(song) + 1) - np.searchsorted(song, song)
     meter = np.array([header.meter or (4, 4) for header in instants.headers], np.int64).reshape(-1, 2).T
     return Passages([name for name, _ in some], moments.tobytes(), np.stack([start, song, track, onset, *meter], 1))
 
@@ -78,6 +79,7 @@ class Writer:
 
     def __init__(self, moments: IO[bytes], suffixes: IO[bytes], docs: IO[bytes], songs: IO[bytes]) -> None:
         self.blocks: list[int] = []  # where each ends
+        self.documents = 0  # or parts
         self._moments, self._suffixes, self._docs, self._songs = moments, suffixes, docs, songs
         self._block: list[IntArray] = []  # parts of the block that is not yet full
         self._size = self._total = self._songs_written = 0
@@ -90,6 +92,7 @@ class Writer:
         self._moments.write(some.moments)
         self._total += len(moments)
         self._songs_written += len(some.songs)
+        self.documents += len(docs)
         ends = np.append(some.docs[1:, 0], len(moments)) if len(some.docs) else some.docs[:, 0]
         begin = 0
         while begin < len(moments):
@@ -129,7 +132,7 @@ class Copy:
     seconds: float  # in the take's tempo
     start_beat: float  # in the take, from 0
     song: str  # the file's name
-    track: int  # its document, data/SONG_TRACK.txt
+    track: int  # its document, data/SONG_TRACK.txt, or in the song layout its part: from 1, in their order
     bar: int  # there, from 1
     beat: float  # in this bar, from 1; a beat is a quarter note
 
@@ -145,10 +148,10 @@ class CopyIndex:
     songs: list[str]
 
     def longest(self, text: str) -> Copy | None:
-        """The passage of a document with the most notes that stands in the training songs; None if no note does.
+        """The passage of a track's document (TRACKS) with the most notes that stands in the training songs, or None.
 
-        Of several in the take it is the first; of several places where it stands, any, but always the same.
-        Raises LanguageError where the document's header is none.
+        Of several in the take it is the first; of several places where it stands, any, but always the same. Raises
+        LanguageError where the document's header is none.
         """
         take = read_instants([text])
         count = len(take.moment)
@@ -174,9 +177,9 @@ class CopyIndex:
         return Copy(best[0], seconds, int(take.onset[best[2]]) / GRID, *self._where(best[3]))
 
     def longest_in(self, score: Score) -> Copy | None:
-        """Likewise of a score's parts; None if it has no notes."""
+        """Likewise of a score, part by part; None if it has no notes."""
         found = [self.longest(document.text) for document in encode(score)]
-        return max(filter(None, found), key=lambda copy: copy.notes, default=None)
+        return min(filter(None, found), key=lambda copy: (-copy.notes, copy.start_beat), default=None)
 
     def _where(self, at: int) -> tuple[str, int, int, float]:
         """Song, track, bar and beat of a moment."""
@@ -191,15 +194,15 @@ def open_copies(root: Path) -> CopyIndex:
     folder = root / "train"
     moments, *others = (folder / f"copies.{name}" for name in _NAMES)
     meta = read_json(folder / "meta.json") if (folder / "meta.json").exists() else {}
-    if "copies" not in meta or not all(path.exists() for path in (moments, *others)):
+    if not isinstance(meta.get("copies"), dict) or not all(path.exists() for path in (moments, *others)):
         again = make(root, "train-bin")
         raise UserError(f"{folder} has no index of its songs for finding copies; make it with: {again}")
-    index = map_index(folder, meta["copies"])
+    index = map_index(folder, meta["copies"]["blocks"])
     total = index.blocks[-1] if index.blocks else 0
     tokens = (folder / "train.bin").stat().st_size // 2 if (folder / "train.bin").exists() else -1
     train = meta["train"]
     found = (len(index.moments), len(index.suffixes), len(index.docs), len(index.songs), tokens)
-    if found != (total, total, train["documents"], train["songs"], train["tokens"]):
+    if found != (total, total, meta["copies"]["documents"], train["songs"], train["tokens"]):
         raise UserError(f"{moments} is not of the train.bin beside it; make both with: {make(root, 'train-bin')}")
     return index
 

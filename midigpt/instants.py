@@ -3,14 +3,16 @@
 Many documents are read at once, by numpy: the copy meter reads all training songs.
 """
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from midigpt.header import DEFAULT_KEY, Header, read_header, split_header
+from midigpt.language import TRACKS, Language, decode, encode
 from midigpt.normal import GRID
 from midigpt.score import IntArray
 
@@ -19,7 +21,9 @@ DRUM = 1 << 42
 PITCH_CLASSES = 0xFFF
 LONGEST = (1 << 20) - 1  # grid steps that a moment can hold: twelve hours at 60 beats per minute
 
-_IS_MARK = bytes(byte in b"+-=/\n" for byte in range(256))
+_IS_MARK = bytes(byte in b"+-=/@\n" for byte in range(256))
+_LENGTH = re.compile(rb"[^|:\n]*(?::(\d+)/(\d+))?")  # of a note, from its sign on
+_POWERS = 10 ** np.arange(1, 11)
 _IS_SIGN = np.array([byte in b"+-=" for byte in range(256)])
 # A drum key's bit in two words of 64, and behind the 128 keys those of the pitch classes.
 _LOW = np.array([1 << key if key < 64 else 0 for key in range(128)] + [1 << pc for pc in range(12)], np.uint64)
@@ -28,25 +32,30 @@ _HIGH = np.array([0 if key < 64 else 1 << (key - 64) for key in range(128)] + [0
 
 @dataclass(frozen=True)
 class Instants:
-    """The instants at which notes begin, document by document."""
+    """The instants at which notes begin, part by part. In the track layout a document is a part."""
 
-    headers: list[Header]  # of the documents
-    document: IntArray  # (L,) whose instant it is
+    headers: list[Header]  # (P,) of the parts; those of a song's parts say whether they are drums
+    text: IntArray  # (P,) the document of each part
+    part: IntArray  # (L,) whose instant it is
     onset: IntArray  # (L,) grid steps since the document's beginning
     moment: IntArray  # (L,) what begins, and the time until the next; never 0
     notes: IntArray  # (L,) how many notes begin
 
 
-def read_instants(texts: Sequence[str]) -> Instants:
+def read_instants(texts: Sequence[str], language: Language = TRACKS) -> Instants:
     """Read documents, in normal form or not. Onsets are rounded to the grid as by `normalise`.
 
     A moment is a set of pitch classes (of drums: a 42-bit hash of the set of keys) and the time until the next
-    instant, of the last one until the document's end. Lines are not checked: what is no line gives some moment or
-    other. Raises LanguageError for a header that is none.
+    instant, of the last one until the document's end, in a song until the end of the part's last notes: so a part
+    gives what its own document would. A song's parts come in their order. Lines are not checked: what is no line
+    gives some moment or other; but other encodings than intervals are read in full. Raises LanguageError for a
+    header, or in those a line, that is none.
     """
-    parts = [split_header(text) for text in texts]
-    headers = [_header(header) for header, _ in parts]
-    bodies = [body if body.endswith("\n") or not body else body + "\n" for _, body in parts]
+    if language.encoding != TRACKS.encoding:
+        texts = [_in_intervals(text, language) for text in texts]
+    split = [split_header(text) for text in texts]
+    headers = [_header(header) for header, _ in split]
+    bodies = [body if body.endswith("\n") or not body else body + "\n" for _, body in split]
     whole = ("|" + "".join(bodies)).encode("ascii", "replace")
     text = np.frombuffer(whole, np.uint8)
     last_newline = np.cumsum([len(body) for body in bodies], dtype=np.int64)  # (D,)
@@ -57,25 +66,101 @@ def read_instants(texts: Sequence[str]) -> Instants:
     line = np.cumsum(is_newline) - is_newline  # (M,) of each mark
     newline = np.flatnonzero(is_newline)
     line_document = np.searchsorted(last_newline, mark[newline])  # (lines,)
-    line_end = _line_ends(text, mark[newline], mark[newline - 1], line_document)
+    clock = _clock(text, mark[newline], mark[newline - 1], line_document)
+    line_end = _on_grid(clock)
     line_begin = np.where(_changes(line_document), 0, np.append(0, line_end)[:-1])
 
     is_note = _IS_SIGN[sort]
-    line = line[is_note]  # (N,) of each note
-    document = line_document[line]
-    pitch = _pitches(_number_before(text, mark[is_note]), sort[is_note], line, document, headers)
+    at, line = mark[is_note], line[is_note]  # (N,) of each note
+    part, of_text = line_document[line], np.arange(len(texts))
+    if language.is_song:
+        part, of_text, headers = _parts(text, mark[sort == ord("@")], at, part, last_newline, headers)
+        order = np.argsort(part, kind="stable")
+        at, line, part = at[order], line[order], part[order]
+    pitch = _pitches(_number_before(text, at), text[at], part << 32 | line, part, headers)
 
     onset = line_begin[line]
-    first = np.flatnonzero(_changes(onset) | _changes(document))  # (L,) notes of each instant
-    chord = _chords(pitch, np.array([header.is_drum for header in headers], bool)[document], first)
+    first = np.flatnonzero(_changes(onset) | _changes(part))  # (L,) notes of each instant
+    chord = _chords(pitch, np.array([header.is_drum for header in headers], bool)[part], first)
     notes = np.diff(first, append=len(onset))
-    document, onset = document[first], onset[first]
-    document_end = np.zeros(len(texts), np.int64)
-    document_end[line_document] = line_end  # the last of each document stays
-    is_last = _changes(document, is_next=True)
-    until = np.where(is_last, document_end[document], np.append(onset[1:], 0)[: len(onset)])
+    end = np.zeros(len(headers), np.int64)  # (P,)
+    if language.is_song:
+        begin = np.where(_changes(line_document), 0, np.append(0, clock)[:-1])
+        end = _ends(whole, at, line, part, begin, clock, len(headers))
+    else:
+        end[line_document] = line_end  # the last of each document stays
+    part, onset = part[first], onset[first]
+    is_last = _changes(part, is_next=True)
+    until = np.where(is_last, end[part], np.append(onset[1:], 0)[: len(onset)])
     wait = np.minimum(until - onset, LONGEST)
-    return Instants(headers, document, onset, wait << TIME_AT | chord, notes)
+    return Instants(headers, of_text, part, onset, wait << TIME_AT | chord, notes)
+
+
+def _in_intervals(text: str, language: Language) -> str:
+    documents = encode(decode([text], language), language=replace(language, encoding=TRACKS.encoding))
+    return documents[0].text if documents else "#\n"
+
+
+# --- the parts of songs ----------------------------------------------------------------------------------
+
+
+def _parts(
+    text: NDArray[np.uint8],
+    marks: IntArray,
+    at: IntArray,
+    document: IntArray,
+    last_newline: IntArray,
+    headers: list[Header],
+) -> tuple[IntArray, IntArray, list[Header]]:
+    """(N,) the part of each note; (P,) the document of each part; the parts' headers.
+
+    Parts are numbered by document, then in their order. `marks` are the places of part marks in the text, `at` those
+    of notes. A note without a mark before it in its document is of part 0@.
+    """
+    number = _number_before(text, marks)
+    before = marks - 2 - np.searchsorted(_POWERS, number, side="right")  # where the number's point would be
+    has_number = (text[before] == ord(".")) & (text[marks - 1] != ord("d"))
+    program_at = np.where(has_number, before, marks)
+    is_drum = text[program_at - 1] == ord("d")
+    program = np.where(is_drum, 0, _number_before(text, program_at) & 127)
+    code = is_drum.astype(np.int64) << 31 | program << 24 | np.where(has_number, number & 0xFFFFFF, 1)
+
+    last = np.searchsorted(marks, at) - 1
+    begin = np.append(0, last_newline)[document]
+    is_marked = (last >= 0) & (np.append(marks, -1)[last] > begin)
+    found = document << 32 | np.where(is_marked, np.append(code, 1)[last], 1)
+    parts, part = np.unique(found, return_inverse=True)
+    own = [replace(headers[key >> 32], is_drum=bool(key >> 31 & 1)) for key in parts.tolist()]
+    return part, parts >> 32, own
+
+
+def _ends(
+    whole: bytes,
+    at: IntArray,
+    line: IntArray,
+    part: IntArray,
+    begin: NDArray[np.float64],
+    clock: NDArray[np.float64],
+    parts: int,
+) -> IntArray:
+    """(P,) when the notes of each part's last line end, in grid steps since the document's beginning.
+
+    Notes, (N,), are ordered by part, then by line. `begin` and `clock` say when each line begins and ends.
+    """
+    last_line = np.zeros(parts, np.int64)
+    last_line[part] = line
+    chosen = np.flatnonzero(line == last_line[part])
+    ends = []
+    for place, number in zip(at[chosen].tolist(), line[chosen].tolist(), strict=True):
+        length = _LENGTH.match(whole, place)
+        count, unit = length.groups(b"") if length else (b"", b"")
+        ends.append(begin[number] + int(count) / max(int(unit), 1) if count else clock[number])
+    end = np.zeros(parts, np.int64)
+    np.maximum.at(end, part[chosen], _on_grid(np.array(ends)))
+    return end
+
+
+# --- notes -----------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=4096)  # songs have many in common
@@ -101,13 +186,19 @@ def _changes(values: IntArray, is_next: bool = False) -> NDArray[np.bool_]:
     return np.append(differs, True)[: len(values)] if is_next else np.append(True, differs)[: len(values)]
 
 
-def _line_ends(text: NDArray[np.uint8], newline: IntArray, slash: IntArray, document: IntArray) -> IntArray:
-    """When each line ends, in grid steps since its document's beginning: the sum of times, then rounded."""
+def _clock(
+    text: NDArray[np.uint8], newline: IntArray, slash: IntArray, document: IntArray
+) -> NDArray[np.float64]:
+    """When each line ends, in beats since its document's beginning: the sum of times."""
     beats = _number_before(text, slash) / np.maximum(_number_before(text, newline), 1)
     clock = np.cumsum(beats)
     first = np.maximum.accumulate(np.where(_changes(document), np.arange(len(document)), 0))
-    since = clock - (clock - beats)[first]
-    return np.floor(since * GRID + (0.5 + 1e-6)).astype(np.int64)  # a sum of fractions may be a little less
+    return clock - (clock - beats)[first]
+
+
+def _on_grid(beats: NDArray[np.float64]) -> IntArray:
+    """Times in grid steps, halves rounded up; a sum of fractions may be a little less than it should."""
+    return np.floor(beats * GRID + (0.5 + 1e-6)).astype(np.int64)
 
 
 def _number_before(text: NDArray[np.uint8], at: IntArray) -> IntArray:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from midigpt.score import IntArray
 from midigpt.tokenizer import ranges
 
-POSITIONS_A_STEP = 1  # of the grid
+POSITIONS_A_STEP = 4  # of the grid
 
 Positions = NDArray[np.uint32]
 POSITIONS_DTYPE = np.dtype("<u4")  # of train.positions.bin; in pieces longer than a MIDI file can be they would wrap

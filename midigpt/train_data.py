@@ -87,7 +87,7 @@ def make_train_bin(
             **asdict(split),
             "train": asdict(counts[0]),
             "val": asdict(counts[1]),
-            "copies": index.blocks,
+            "copies": {"blocks": index.blocks, "documents": index.documents},
         },
     )
     return counts
@@ -217,7 +217,11 @@ def _pack(some: list[tuple[Song, list[str]]], encode: LineEncoder, split: Split,
         where = line_positions(time, lengths).astype(POSITIONS_DTYPE)
         docs = np.stack([at[first], at[first + 2]], axis=1)
         packed.append(Packed(songs_of[side], notes[side], tokens.tobytes(), where.tobytes(), docs))
-    return Batch((packed[0], packed[1]), read_passages(training))
+    try:
+        return Batch((packed[0], packed[1]), read_passages(training, language))
+    except LanguageError as error:
+        names = f"{training[0][0]} to {training[-1][0]}"
+        raise UserError(f"one of the documents from {names} is none ({error}); delete it and make it again") from None
 
 
 @lru_cache(maxsize=1)

@@ -22,7 +22,7 @@ from midigpt.encodings import interval
 from midigpt.files import UserError
 from midigpt.header import LanguageError, read_header, split_header
 from midigpt.index import index_files
-from midigpt.language import encode
+from midigpt.language import TRACKS, Language, encode
 from midigpt.score import Score, Track
 from midigpt.suffixes import longest_beginnings, sort_suffixes
 from midigpt.tokenizer import learn_tokenizer
@@ -32,12 +32,12 @@ from tests.conftest import PROJECT, SPLIT, documents, melody, ok, run_script
 # --- beside comparing everything with everything -------------------------------------------------------------
 
 
-def index_of(songs: dict[str, list[str]], batch: int = 100) -> CopyIndex:
+def index_of(songs: dict[str, list[str]], batch: int = 100, language: Language = TRACKS) -> CopyIndex:
     """An index as make train-bin would write it."""
     some, files = list(songs.items()), [io.BytesIO() for _ in range(4)]
     writer = Writer(*files)
     for at in range(0, len(some), batch):
-        writer.add(read_passages(some[at : at + batch]))
+        writer.add(read_passages(some[at : at + batch], language))
     writer.close_block()
     moments, suffixes, docs, names = (file.getvalue() for file in files)
     found = np.frombuffer(moments, copies.MOMENT), np.frombuffer(suffixes, copies.SUFFIX)

@@ -1,0 +1,241 @@
+"""A working folder in the song layout, or in another encoding: dataset, tokenizer, train.bin."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from midigpt.checkpoint import language_of
+from midigpt.dataset import Options, Summary, make_dataset
+from midigpt.documents import read_songs
+from midigpt.executors import Executor
+from midigpt.files import UserError
+from midigpt.header import LanguageError
+from midigpt.index import index_files, language, songs
+from midigpt.language import TRACKS, Language, decode, encode
+from midigpt.midi import load_midi, write_midi
+from midigpt.score import Score
+from midigpt.tokenizer import START_ID, learn_tokenizer, load_tokenizer, token_texts
+from midigpt.train_data import load_side, make_train_bin
+from tests.conftest import PROJECT, SPLIT, documents, melody, ok, refusal, run_script, tables
+
+SONG = Language(layout="song")
+
+
+def band(seed: int) -> Score:
+    """Two melodies for one program, a bass, and drums."""
+    parts = [melody(seed), melody(seed + 100), melody(seed + 200, program=33), melody(seed + 300, is_drum=True)]
+    return Score(480, tuple(part.tracks[0] for part in parts), 100.0)
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("indexed")
+    (root / "raw_data").mkdir()
+    for number in range(12):
+        write_midi(band(number), root / "raw_data" / f"band{number:02d}.mid")
+    index_files(root)
+    return root
+
+
+@pytest.fixture
+def folder(indexed: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(indexed, tmp_path / "work"))
+
+
+@pytest.fixture(scope="module")
+def packed(indexed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in the song layout, up to train.bin."""
+    root = Path(shutil.copytree(indexed, tmp_path_factory.mktemp("packed") / "work"))
+    convert(root, layout="song")
+    learn_tokenizer(root, 300, SPLIT)
+    make_train_bin(root, SPLIT)
+    return root
+
+
+def convert(root: Path, **options: Any) -> Summary:
+    return make_dataset(root, Options(executor=Executor("serial"), **options))
+
+
+def texts(root: Path) -> dict[str, list[str]]:
+    return {song.name: texts for song, texts in read_songs(root, songs(root))}
+
+
+# --- dataset ---------------------------------------------------------------------------------------------
+
+
+def test_a_song_is_one_document_and_the_layout_is_remembered(folder: Path) -> None:
+    summary = convert(folder, layout="song")
+    assert (summary.files, summary.documents, summary.before) == (12, 12, {})
+    assert sorted(documents(folder)) == [f"band{number:02d}.txt" for number in range(12)]
+    for name, text in documents(folder).items():
+        score = load_midi(folder / "raw_data" / name.replace(".txt", ".mid"))
+        assert [text] == [document.text for document in encode(score, language=SONG)]
+    assert language(folder) == SONG
+    again = convert(folder)
+    assert (again.converted, again.documents, again.before) == (0, 12, {})
+    assert texts(folder) == {name.removesuffix(".txt"): [text] for name, text in documents(folder).items()}
+
+
+def test_another_language_converts_anew_and_leaves_nothing_of_the_old(folder: Path) -> None:
+    convert(folder)
+    assert len(documents(folder)) == 48 and language(folder) == TRACKS
+    out = ok(run_script("scripts/dataset.py", "--root", folder, "--layout", "song", "--workers", "1"))
+    assert "all files are converted anew: the last time it was layout track\n" in out
+    assert len(documents(folder)) == 12
+    summary = convert(folder, encoding="absolute")
+    assert (summary.converted, summary.before) == (12, {"encoding": "interval"})
+    assert language(folder) == Language("absolute", "song")
+    assert all(re.search(r"\n0@\d+=", text) for text in documents(folder).values())
+    assert convert(folder, layout="track", encoding="interval").converted == 12
+    assert len(documents(folder)) == 48
+
+
+def test_what_files_are_compared_by_is_the_same_in_every_language(folder: Path) -> None:
+    shutil.copy(folder / "raw_data" / "band03.mid", folder / "raw_data" / "copy.mid")
+    index_files(folder)
+
+    def compared() -> list[tuple[object, ...]]:
+        files = [tuple(row) for row in tables(folder)["files"]]
+        return [(row[1], row[10], *row[11:13], *row[14:16]) for row in files]  # notes, fingerprints, song, duplicate
+
+    convert(folder)
+    before, prints = compared(), tables(folder)["prints"]
+    assert sum(row[-1] is not None for row in before) == 1
+    for asked in ({"layout": "song"}, {"encoding": "messages"}, {"shards": True, "layout": "track"}):
+        assert convert(folder, **asked).duplicates == 1
+        assert (compared(), tables(folder)["prints"]) == (before, prints)
+
+
+def test_shards_hold_whole_songs(folder: Path, packed: Path) -> None:
+    convert(folder, layout="song", shards=True, shard_files=5)
+    assert sorted(path.name for path in (folder / "data").iterdir()) == [
+        "manifest.json",
+        *(f"shard-00000{number}.txt" for number in (1, 2, 3)),
+    ]
+    assert json.loads((folder / "data" / "manifest.json").read_text())["recipe"] == str(SONG)
+    assert texts(folder) == texts(packed)
+    convert(folder, layout="track")
+    assert all(len(some) == 4 for some in texts(folder).values())
+
+
+def test_a_strangers_file_is_not_touched_and_one_in_the_way_is_told(folder: Path) -> None:
+    shutil.copy(folder / "raw_data" / "band03.mid", folder / "raw_data" / "README.mid")
+    index_files(folder)
+    (folder / "data").mkdir()
+    readme, mine = folder / "data" / "README.txt", folder / "data" / "mine.txt"
+    mine.write_text("# tempo=100 meter=4/4 key=60\n0@0+10|1/1\n")
+    readme.write_text("This is my music.\n")
+    convert(folder)
+    error = refusal(run_script("scripts/dataset.py", "--root", folder, "--layout", "song"))
+    assert "data/README.txt is no document, and one is to have its name; put it somewhere else" in error
+    assert readme.read_text() == "This is my music.\n" and mine.exists()
+    readme.unlink()
+    convert(folder)
+    assert len(documents(folder)) == 14  # with mine
+    (folder / "raw_data" / "README.mid").unlink()
+    index_files(folder)
+    assert convert(folder).removed == 1
+    assert not readme.exists() and mine.exists()
+
+
+def test_make_clean_leaves_a_strangers_file(packed: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(packed, tmp_path / "work"))
+    (root / "data" / "README.txt").write_text("Documents begin like this:\n# tempo=100 meter=4/4\n")
+    subprocess.run(["make", "clean", f"ROOT={root}"], cwd=PROJECT, check=True, capture_output=True)
+    assert [path.name for path in (root / "data").iterdir()] == ["README.txt"]
+
+
+def test_an_encoding_that_there_is_not_is_told(folder: Path) -> None:
+    error = refusal(run_script("scripts/dataset.py", "--root", folder, "--encoding", "morse"))
+    assert "--encoding 'morse' is none; there are absolute," in error
+    convert(folder)
+    assert language(folder) == TRACKS
+
+
+def test_documents_that_are_not_yet_in_the_language_are_told(folder: Path) -> None:
+    convert(folder)
+    shutil.copy(folder / "cache" / "index.sqlite", folder / "kept")
+    convert(folder, layout="song")
+    learn_tokenizer(folder, 80, SPLIT)
+    shutil.copy(folder / "kept", folder / "cache" / "index.sqlite")
+    with pytest.raises(UserError, match=r"not of the language 'interval-1 layout=track.*make dataset tokenizer"):
+        load_tokenizer(folder)
+    with pytest.raises(UserError, match=r"band00_1\.txt is missing"):
+        texts(folder)
+    shutil.copy(folder / "data" / "band00.txt", folder / "data" / "band00_1.txt")
+    with pytest.raises(UserError, match=r"band00_1\.txt is no document"):
+        texts(folder)
+
+
+# --- tokenizer and train.bin -----------------------------------------------------------------------------
+
+
+def test_a_part_mark_stands_only_at_the_beginning_of_a_piece(packed: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(packed / "cache" / "tokenizer.json"))
+    line = "0@0+10|4+10|0.2@7+10|33.2@24-12:1/1|127@1+9|d@36=14|42=8|d.2@42=8|1/2\n"
+    text = f"# tempo=120 meter=4/4 key=60\n1/2\n{line}42=8|127.2@1+2|1/2\n12+8|1/1\n"
+    pieces = [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+    assert pieces[:6] == ["#", " tempo=120", " meter=4/4", " key=60", "\n", "1/2\n"]
+    assert pieces[6:13] == [
+        "0@0+10|4+10|",
+        "0.2@7+10|",
+        "33.2@24-12:1/1|",
+        "127@1+9|",
+        "d@36=14|42=8|",
+        "d.2@42=8|1/2\n",
+        "42=8|",
+    ]
+    assert pieces[13:] == ["127.2@1+2|1/2\n", "12+8|1/1\n"]
+    for document in (text, *documents(packed).values()):
+        assert tokenizer.decode(tokenizer.encode(document).ids) == document
+    learned = [token for token in token_texts(tokenizer) if "@" in token]
+    assert {"0@", "d@", "33@"} <= {token[: token.index("@") + 1] for token in learned}
+    assert all(re.fullmatch(r"[d0-9.]*@[^@\n ]*\n?", token) for token in learned)
+
+
+def test_train_bin_has_every_song_and_says_its_language(packed: Path) -> None:
+    (train, meta), (val, _) = (load_side(packed, name) for name in ("train", "val"))
+    assert meta["language"] == str(SONG) and train.language == SONG == language_of(meta)
+    assert len(train.docs) + len(val.docs) == 12 == meta["train"]["songs"] + meta["val"]["songs"]
+    assert train.notes + val.notes == 12 * 160
+    tokenizer = Tokenizer.from_file(str(packed / "cache" / "tokenizer.json"))
+    written = {text.partition("\n")[2] for text in documents(packed).values()}
+    for side in (train, val):
+        for start, lines, end in zip(*side.docs.T, side.ends, strict=True):
+            assert side.tokens[start] == START_ID
+            assert tokenizer.decode(side.tokens[lines:end].tolist()) in written
+            assert "program" not in tokenizer.decode(side.tokens[start:lines].tolist())
+    assert tokenizer.decode(val.tokens[1 : val.docs[0, 1]].tolist()) == "# tempo=100 meter=4/4\n"
+
+
+def test_a_checkpoint_of_another_language_gives_no_tokenizer(packed: Path, tmp_path: Path) -> None:
+    shutil.copy(packed / "cache" / "tokenizer.json", tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"language": str(SONG)}))
+    before = (packed / "train" / "train.bin").read_bytes()
+    make_train_bin(packed, SPLIT, init_from=tmp_path)
+    assert (packed / "train" / "train.bin").read_bytes() == before
+    (tmp_path / "run.json").write_text(json.dumps({"language": str(Language("absolute"))}))
+    with pytest.raises(UserError, match=r'make dataset .*ARGS="--layout track --encoding absolute"'):
+        make_train_bin(packed, SPLIT, init_from=tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"language": "morse-1 layout=song grid=24"}))
+    with pytest.raises(UserError, match="speaks another language: 'morse-1"):
+        make_train_bin(packed, SPLIT, init_from=tmp_path)
+    with pytest.raises(LanguageError, match="no language of this version"):
+        language_of({"language": "interval-0 layout=song grid=24 velocity-bins=16 pedal=on"})
+
+
+def test_encode_and_decode_give_back_a_song_of_many_parts(tmp_path: Path) -> None:
+    score = Score(480, tuple(melody(number, 5, program=number % 2).tracks[0] for number in range(20)))
+    write_midi(score, tmp_path / "song.mid")
+    flags = ("--layout", "song", "--encoding", "absolute")
+    text = ok(run_script("scripts/encode.py", tmp_path / "song.mid", *flags))
+    (tmp_path / "song.txt").write_text(text)
+    ok(run_script("scripts/decode.py", tmp_path / "song.txt", "-o", tmp_path / "again.mid", *flags))
+    assert ok(run_script("scripts/encode.py", tmp_path / "again.mid", *flags)) == text
+    assert len(decode([text], Language("absolute", "song")).tracks) == 20
