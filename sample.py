@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from midigpt.copies import CopyIndex
     from midigpt.generate import Drawing, Length
+    from midigpt.language import Language
     from midigpt.model import GPT
     from midigpt.prompt import Prompt
     from midigpt.score import Score, Track
@@ -41,11 +42,11 @@ class Args:
     model: Path | None = None
     """Any checkpoint folder, instead of a run's."""
     prompt: Path | None = None
-    """A MIDI file to go on from; without it the model begins by itself, one part."""
+    """A MIDI file to go on from; without it the model begins by itself: a song, or in track layout one part."""
     at: int | None = None
     """The bar of the prompt where the continuation begins, counted from 1 (default: the beat after its end)."""
     prompt_bars: int | None = None
-    """How many bars before that the model reads (default: what fits)."""
+    """How many bars before that the model reads, or more, if what goes on rests in them (default: what fits)."""
     track: int | None = None
     """The part of the prompt that goes on, counted from 1 (default: all that play in what the model reads)."""
     takes: int = 1
@@ -55,9 +56,9 @@ class Args:
     seconds: float | None = None
     """New seconds a take."""
     notes: int | None = None
-    """New notes a take, and what starts with the last (of a prompt: of its busiest part)."""
+    """New notes a take, and what starts with the last (in track layout behind a prompt: of its busiest part)."""
     ending: bool = False
-    """Let the model end its takes (without a prompt the default; at most 1000 notes, of a prompt's busiest part)."""
+    """Let the model end its takes (without a prompt the default; at most 1000 notes, counted as for --notes)."""
     temperature: float = 1.0
     """Below 1 plays safer, above 1 wilder; 0 always takes the likeliest."""
     top_k: int | None = None
@@ -69,13 +70,14 @@ class Args:
     seed: int | None = None
     """Take i is drawn with seed + i; without it another seed each time, which is named."""
     program: str | None = None
-    """Instrument without a prompt: a General MIDI program 0..127, or drums."""
+    """Instrument without a prompt: a General MIDI program 0..127, or drums. In song layout all that may play, such as
+    0,0,32,drums, each as often as there may be parts of it (default: any)."""
     tempo: float | None = None
     """Beats per minute without a prompt, 20..320."""
     meter: str | None = None
     """Time signature without a prompt, such as 3/4."""
     key: str | None = None
-    """First note without a prompt: C4 (middle C), F#3, Bb5, or a MIDI number 0..127."""
+    """First note that is not of drums, without a prompt: C4 (middle C), F#3, Bb5, or a MIDI number 0..127."""
     keys: str | None = None
     """Lowest and highest note of what is not drums, such as C2-C6 (default: a piano's A0-C8; behind a prompt each
     part's range and an octave around it)."""
@@ -131,8 +133,9 @@ def check(args: Args) -> None:
         given = [n for n, value in asdict(args).items() if n not in allowed and value != getattr(Args(), n)]
         if given:
             raise UserError(f"--{given[0].replace('_', '-')} is the recipe's with --again; leave it out")
-    if "d" in wishes(args).values() and (args.key or args.keys):
-        raise UserError("--program d is drums, which have no --key and no --keys")
+    if set(programs(args)) == {"d"} and (args.key or args.keys):
+        raise UserError(f"--program {args.program} is drums, which have no --key and no --keys")
+    wishes(args)
     key_range(args)
     drawing(args)
 
@@ -143,12 +146,14 @@ def write_takes(
     """Write all takes that are asked for, or the one of that number alone; with a recipe, or one made here."""
     from midigpt.checkpoint import load_checkpoint
     from midigpt.copies import open_copies
+    from midigpt.language import read_language
     from midigpt.prompt import load_prompt
     from midigpt.takes import fingerprint, versions, write_recipe
     from midigpt.tokenizer import file_sha256
 
     prompt = load_prompt(args.prompt) if args.prompt else None
-    model, tokenizer, _ = load_checkpoint(folder, device)
+    model, tokenizer, run = load_checkpoint(folder, device)
+    language = read_language(run["language"])
     if recipe is None:
         flags = {name: value for name, value in asdict(args).items() if name not in NOT_IN_RECIPE}
         flags["prompt"] = str(args.prompt) if prompt else None
@@ -156,7 +161,10 @@ def write_takes(
         recipe |= {"prompt_sha256": file_sha256(prompt.path)} if prompt else {}
     recipe |= {"versions": versions(device)}
     cut = prompt.cut(args.at) if prompt else 0
-    compose = continue_prompt(args, model, tokenizer, prompt, cut) if prompt else begin(args, model, tokenizer)
+    if prompt:
+        compose = continue_prompt(args, model, tokenizer, language, prompt, cut)
+    else:
+        compose = begin(args, model, tokenizer, language)
     try:
         index, unknown = open_copies(args.root), ""
     except UserError as error:
@@ -176,39 +184,48 @@ def write_takes(
 Write = Callable[[Path, list[str]], None]
 
 
-def begin(args: Args, model: "GPT", tokenizer: "Tokenizer") -> Iterator[Write]:
-    """Pieces from nothing: one part each, as a document holds one."""
-    from midigpt.automaton import PIANO
+def begin(args: Args, model: "GPT", tokenizer: "Tokenizer", language: "Language") -> Iterator[Write]:
+    """Pieces from nothing: a document each."""
+    from midigpt.automaton import MARKS, PIANO
     from midigpt.generate import compose
     from midigpt.header import read_header
-    from midigpt.language import TRACKS, decode
+    from midigpt.language import decode
     from midigpt.midi import write_midi
     from midigpt.takes import ending_at
 
-    length, wished = wanted_length(args), wishes(args)
+    length, wished, named = wanted_length(args), wishes(args), programs(args)
+    if named and not language.is_song:
+        if len(named) > 1:
+            raise UserError(f"--program {args.program}: what this model writes has one part, so name one program")
+        wished, named = {"program": named[0], **wished}, []
     key = int(wished.get("key", PIANO[0]))
     keys = key_range(args) or range(min(PIANO[0], key), max(PIANO[-1], key) + 1)
-    for text in compose(model, tokenizer, TRACKS, drawing(args), wished, length, args.takes, keys):
-        score = ending_at(decode([text]), length.in_steps(read_header(text)))
+    before = [named[:place].count(name) for place, name in enumerate(named)]
+    marks = [f"{name}.{n + 1}" if n else name for name, n in zip(named, before, strict=True)] or MARKS
+    texts = compose(model, tokenizer, language, drawing(args), wished, length, args.takes, keys, marks=marks)
+    if (lost := args.takes - len(texts)) == args.takes:
+        raise UserError("nothing that the model writes can be read; train it longer")
+    if lost:
+        print(f"sample: {counted(lost, 'take')} can't be read, and so left out")
+    for text in texts:
+        score = ending_at(decode([text], language), length.in_steps(read_header(text)))
         yield partial(write_midi, score)
 
 
 def continue_prompt(
-    args: Args, model: "GPT", tokenizer: "Tokenizer", prompt: "Prompt", cut: int
+    args: Args, model: "GPT", tokenizer: "Tokenizer", language: "Language", prompt: "Prompt", cut: int
 ) -> Iterator[Write]:
     """The prompt up to the cut, and behind it its parts, or one of them, going on."""
-    from midigpt.prompt import describe_parts
     from midigpt.splice import continue_midi
-    from midigpt.takes import continuations, read_parts
+    from midigpt.takes import continuations, read_prompt
 
-    parts = read_parts(prompt, cut, args.prompt_bars, key_range(args))
-    parts = [part for part in parts if (part.track == args.track - 1 if args.track else part.notes)] or parts[:1]
-    if args.track and parts[0].track != args.track - 1:
-        listed = "".join(f"\n  {part}" for part in describe_parts(prompt))
-        raise UserError(f"--track {args.track}: no such part of {prompt.path} plays before the cut. Its parts:{listed}")
-    if all(prompt.score.tracks[part.track].is_drum for part in parts):
+    only = args.track and args.track - 1
+    readings = read_prompt(prompt, cut, language, args.prompt_bars, key_range(args), only)
+    if all(prompt.score.tracks[part.track].is_drum for reading in readings for part in reading.parts.values()):
         print(f"sample: what goes on of {prompt.path} is drums alone, and so is the continuation")
-    for tracks in continuations(model, tokenizer, drawing(args), prompt, cut, parts, wanted_length(args), args.takes):
+    length = wanted_length(args)
+    takes = continuations(model, tokenizer, language, drawing(args), prompt, cut, readings, length, args.takes)
+    for tracks in takes:
 
         def write(path: Path, texts: list[str], tracks: "dict[int, Track]" = tracks) -> None:
             write_bytes(path, continue_midi(prompt, cut, tracks, texts))
@@ -270,15 +287,10 @@ def wanted_length(args: Args) -> "Length":
 
 
 def wishes(args: Args) -> dict[str, str]:
-    """The wished fields of the header. Raises UserError for a value that no header has."""
+    """The wished fields of the header, but for the program. Raises UserError for a value that no header has."""
     from midigpt.header import METERS, nearest_tempo
 
     fields = {}
-    if args.program is not None:
-        is_drum = args.program.lower() in ("d", "drums")
-        if not is_drum and not (args.program.isdecimal() and int(args.program) < 128):
-            raise UserError(f"--program {args.program} is neither 0..127 nor drums")
-        fields["program"] = "d" if is_drum else str(int(args.program))
     if args.tempo is not None:
         if not 20 <= args.tempo <= 320:
             raise UserError(f"--tempo {args.tempo} is not in 20..320")
@@ -290,6 +302,15 @@ def wishes(args: Args) -> dict[str, str]:
     if args.key is not None:
         fields["key"] = str(pitch(args.key, "--key"))
     return fields
+
+
+def programs(args: Args) -> list[str]:
+    """The wished programs, "d" for drums. Raises UserError for what is none."""
+    named = [] if args.program is None else args.program.lower().split(",")
+    for name in named:
+        if name not in ("d", "drums") and not (name.isdecimal() and int(name) < 128):
+            raise UserError(f"--program {args.program}: {name!r} is neither 0..127 nor drums")
+    return ["d" if name.startswith("d") else str(int(name)) for name in named]
 
 
 def key_range(args: Args) -> range | None:
@@ -353,7 +374,8 @@ def reserve(path: Path) -> bool:
 def describe(take: "Prompt", cut: int) -> list[str]:
     """What a take is; from the tick `cut` on, if that is not its beginning, it is new."""
     (seconds,) = take.song.seconds_at(np.array([take.score.end]))
-    said = [f"{counted(take.score.notes, 'note')}, {seconds:.0f} s"]
+    parts = f" in {len(take.score.tracks)} parts" if len(take.score.tracks) > 1 else ""
+    said = [f"{counted(take.score.notes, 'note')}{parts}, {seconds:.0f} s"]
     if cut:
         new = sum(int((track.onset >= cut).sum()) for track in take.score.tracks)
         bar = take.bar_at(cut)
@@ -363,12 +385,9 @@ def describe(take: "Prompt", cut: int) -> list[str]:
 
 
 def copied(index: "CopyIndex", score: "Score", cut: int) -> str:
-    """The longest passage from a tick on that stands in the training songs, in any key."""
-    from midigpt.language import encode
-
+    """The longest passage of a part from a tick on that stands in the training songs, in any key."""
     tracks = tuple(track.select(track.onset >= cut) for track in score.tracks)
-    found = [index.longest(document.text) for document in encode(replace(score, tracks=tracks))]
-    copy = max(filter(None, found), key=lambda copy: copy.notes, default=None)
+    copy = index.longest_in(replace(score, tracks=tracks))
     if copy is None:
         return "copies nothing"
     where = f"{copy.song}, track {copy.track}, bar {copy.bar}"

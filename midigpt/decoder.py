@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from midigpt.devices import autocast, fast_bf16
-from midigpt.model import GPT, RMS_NORM_EPS, Angles, Cache, Conv1D, RMSNorm, rotary_angles, rotate
+from midigpt.model import GPT, RMS_NORM_EPS, Angles, Cache, Conv1D, RMSNorm, rotary_frequencies, rotate
 
 Weights = Literal["float32", "bfloat16", "int8"]
 Operation = Callable[[Tensor], Tensor]
@@ -53,8 +53,7 @@ class Prepared:
             self.head = pack(model.transformer["wte"])
         else:
             self.embedding = model.model["embed_tokens"].weight.detach().to(self.dtype)
-            positions = torch.arange(config.block_size, device=self.device)[None]
-            self.angles = tuple(part[0, :, 0] for part in rotary_angles(positions, config, self.dtype))  # (S, D)
+            self.frequencies = rotary_frequencies(config, self.device)
             self.layers = [_qwen3_layer(layer, pack) for layer in model.model["layers"]]
             self.norm = pack(model.model["norm"])
             self.head = pack(model.model["embed_tokens"])
@@ -63,7 +62,8 @@ class Prepared:
 class Decoder:
     """A batch of documents as a model has read them, all of one length.
 
-    With `fixed_shapes` a step reads the first `span` tokens of the cache with a mask, knows its position from a
+    Of positions a model that counts tokens takes no notice: it is at home in the cache's order.
+    With `fixed_shapes` a step reads the first `span` tokens of the cache with a mask, knows its place from a
     tensor, and never waits for the device: so it can be captured as a CUDA graph.
     """
 
@@ -74,7 +74,7 @@ class Decoder:
         config = self.model.config
         self.span = config.block_size
         self.cache = Cache(config, batch_size, self.device, prepared.dtype)
-        self.position = torch.zeros(1, dtype=torch.long, device=self.device)  # of the next token
+        self.index = torch.zeros(1, dtype=torch.long, device=self.device)  # of the next token, in the cache
 
     @property
     def room(self) -> int:
@@ -82,43 +82,37 @@ class Decoder:
         return self.model.config.block_size - self.cache.length
 
     @torch.inference_mode()
-    def read(self, tokens: Tensor, times: Tensor) -> Tensor:
-        """Logits (B, V) behind documents (B, T), or one (1, T) for all, which are read from the beginning.
-
-        `times`, of the same shape, are those of the tokens' lines, in grid steps.
-        """
+    def read(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Logits (B, V) behind documents (B, T), or one (1, T) for all, read from the beginning; positions likewise."""
         T = tokens.shape[1]
-        positions = torch.arange(T, device=self.device)[None]
+        if self.model.config.positions == "index":
+            positions = torch.arange(T, device=self.device)[None]
         with nullcontext() if self.prepared.weights == "float32" else autocast(str(self.device)):
             logits = self.model(tokens, positions, self.cache)[:, -1]
-        self.position.fill_(T)
+        self.index.fill_(T)
         return logits.float().expand(self.batch_size, -1)
 
     @torch.inference_mode()
-    def step(self, tokens: Tensor, times: Tensor) -> Tensor:
-        """Logits (B, V) behind one more token of each document, (B,), with the times of their lines, (B,)."""
+    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Logits (B, V) behind one more token of each document, (B,), at these positions, (B,)."""
         model, angles, mask = self.prepared, None, None
+        if self.model.config.positions == "index":
+            positions = self.index
         x = F.embedding(tokens, model.embedding)  # (B, C)
         if self.model.config.type == "gpt2":
-            x = x + self._at_position(model.place)
+            x = x + F.embedding(positions, model.place)
         else:
-            cos, sin = model.angles
-            angles = self._at_position(cos), self._at_position(sin)
+            angle = (positions[:, None] * model.frequencies)[:, None]  # (B, 1, D)
+            angles = angle.cos().to(model.dtype), angle.sin().to(model.dtype)
         if self.fixed_shapes:
-            mask = (torch.arange(self.span, device=self.device) <= self.position)[None, None, None]
+            mask = (torch.arange(self.span, device=self.device) <= self.index)[None, None, None]
         for number, layer in enumerate(model.layers):
             qkv = layer.qkv(layer.before_attention(x))
             x = x + layer.out(self._attend(number, layer, qkv, angles, mask))
             x = x + layer.mlp(layer.before_mlp(x))
         self.cache.length += 1
-        self.position += 1
+        self.index += 1
         return model.head(model.norm(x)).float()
-
-    def _at_position(self, table: Tensor) -> Tensor:
-        """The row of a table (S, ...) that belongs to the position, (1, ...)."""
-        if self.fixed_shapes:
-            return table.index_select(0, self.position)
-        return table[self.cache.length : self.cache.length + 1]
 
     def _attend(self, number: int, layer: _Layer, qkv: Tensor, angles: Angles | None, mask: Tensor | None) -> Tensor:
         """Attention (B, C) of one token's queries to the keys and values kept and its own."""
@@ -130,8 +124,8 @@ class Decoder:
         keys, values = self.cache.keys[number], self.cache.values[number]  # (B, K, S, D)
         q = q.reshape(B, kv_heads, heads // kv_heads, D)  # those that share keys as if they were tokens
         if mask is not None:
-            keys.index_copy_(2, self.position, k[:, :, None])
-            values.index_copy_(2, self.position, v[:, :, None])
+            keys.index_copy_(2, self.index, k[:, :, None])
+            values.index_copy_(2, self.index, v[:, :, None])
             y = F.scaled_dot_product_attention(q, keys[:, :, : self.span], values[:, :, : self.span], attn_mask=mask)
         else:
             end = self.cache.length + 1

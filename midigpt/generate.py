@@ -334,7 +334,7 @@ class Writer:
     def _capture(self) -> torch.cuda.CUDAGraph:
         """What a step does, to be done again and again. State is left as it was: trial steps are undone."""
         torch.cuda.set_device(self.decoder.device)  # of several; streams and graphs are the current one's
-        state = (self._logits, *self._place, self._at, self.decoder.position)
+        state = (self._logits, *self._place, self._at, self.decoder.index)
         length, before = self.decoder.cache.length, [tensor.clone() for tensor in state]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

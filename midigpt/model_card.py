@@ -5,7 +5,10 @@ from typing import Any
 
 import torch
 
+from midigpt.language import LanguageError, read_language
 from midigpt.model import GPT, ModelConfig
+from midigpt.normal import GRID
+from midigpt.positions import POSITIONS_A_STEP
 from midigpt.tokenizer import START
 
 _SHAPES = {"qwen3": "Qwen3", "gpt2": "GPT-2"}
@@ -20,6 +23,7 @@ def model_card(run: dict[str, Any], config: ModelConfig) -> str:
         _training(run),
         _results(run),
         _USE,
+        _transformers(run, config),
         _LIMITS,
     ]
     return "\n".join(section for section in sections if section)
@@ -123,7 +127,7 @@ def _results(run: dict[str, Any]) -> str:
     return f"## How well it does\n\n{result}\n"
 
 
-_USE = f"""\
+_USE = """\
 ## How to use it
 
 In midigpt's folder (FOLDER is the one with this file); every take is a `.mid`:
@@ -135,7 +139,20 @@ python sample.py --model FOLDER --prompt song.mid
 
 In transformers, as text, which midigpt's `scripts/decode.py` turns into a MIDI file where every line is of the
 language (`sample.py` sees to that, `generate` does not):
+"""
 
+
+def _transformers(run: dict[str, Any], config: ModelConfig) -> str:
+    if config.positions == "index":
+        return _BY_INDEX
+    try:
+        encoding = read_language(run.get("language", "")).encoding
+    except LanguageError:
+        encoding = ""
+    return _BY_TIME + (_POSITIONS if encoding in ("interval", "absolute") else _POSITIONS_ELSEWHERE)
+
+
+_BY_INDEX = f"""\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -143,6 +160,57 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
 start = tokenizer("{START}#", return_tensors="pt")
 print(tokenizer.decode(model.generate(**start)[0], skip_special_tokens=True))
+```
+"""
+
+_TIMES = "" if POSITIONS_A_STEP == 1 else f"{POSITIONS_A_STEP} times "
+
+_BY_TIME = f"""\
+Its positions count musical time: that of a token is {_TIMES}the time from the document's beginning to the token's line,
+in steps of which a beat has {GRID}, and the token's place in the line, from 0. They have to be given as `position_ids`,
+with an attention mask; by itself transformers would count tokens.
+"""
+
+_POSITIONS_ELSEWHERE = """\
+midigpt has them: `document_tokens` in `midigpt/tokenizer.py` and `token_positions` in `midigpt/positions.py`.
+"""
+
+_POSITIONS = f"""\
+
+```python
+import re
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+
+def positions(ids):
+    found, line, place, now = [], "", 0, 0
+    for token in tokenizer.convert_ids_to_tokens(ids):
+        found.append(now + place)
+        line, place = line + token, place + 1
+        if token == "{START}" or token.endswith("\\n"):
+            time = re.search(r"^[^#]*?([0-9]+)/([1-9][0-9]*)\\n$", line)  # the last field of a line; 1/2 is half a beat
+            now += int(time[1]) * {POSITIONS_A_STEP * GRID} // int(time[2]) if time else 0
+            line, place = "", 0
+    return found
+
+document = tokenizer("{START}# tempo=90\\n", return_tensors="pt")
+where = torch.tensor([positions(document.input_ids[0])])
+logits = model(**document, position_ids=where).logits
+
+# generate() asks for what each of its steps reads: of all tokens so far those that are new.
+prepare = model.prepare_inputs_for_generation
+
+def with_positions(ids, **kwargs):
+    inputs = prepare(ids, **kwargs)
+    where = torch.tensor([positions(row) for row in ids], device=ids.device)
+    inputs["position_ids"] = where[:, -inputs["input_ids"].shape[1] :]
+    return inputs
+
+model.prepare_inputs_for_generation = with_positions
+print(tokenizer.decode(model.generate(**document)[0], skip_special_tokens=True))
 ```
 """
 

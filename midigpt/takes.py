@@ -17,14 +17,13 @@ from tokenizers import Tokenizer
 from midigpt.automaton import DRUM_KEYS
 from midigpt.decoder import Prepared, best_weights
 from midigpt.devices import device_name
-from midigpt.encodings.interval import steps_of, time_text
 from midigpt.files import UserError
-from midigpt.generate import Drawing, Length, go_on, without_key
-from midigpt.header import read_header, split_header
-from midigpt.language import TRACKS, decode, encode
+from midigpt.generate import Drawing, Length, go_on
+from midigpt.header import read_header
+from midigpt.language import TRACKS, Language, decode, encode
 from midigpt.model import GPT
-from midigpt.normal import GRID
-from midigpt.prompt import Prompt, after, before
+from midigpt.normal import GRID, normalise, part_marks, song_order
+from midigpt.prompt import Prompt, after, before, describe_parts
 from midigpt.score import Score, Track
 
 OCTAVE = 12  # keys; a part goes on within its own range and so much beyond
@@ -36,104 +35,147 @@ RECIPE = "midigpt recipe: "  # how the text event begins that holds one
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a prompt as the model reads it."""
+    """A part of a prompt that goes on."""
 
     track: int  # of the prompt's score
-    document: str
-    reference: int  # the pitch that its next line counts from
-    notes: int
-    keys: range  # that it goes on within
+    last: int  # the pitch that its next note counts from
+    keys: range  # that it stays within
     drums: frozenset[int]  # likewise, if it is drums
 
+    @property
+    def reference(self) -> int:
+        """The pitch that its next note is to count from: `last`, or where that is none of its keys, the nearest."""
+        return min(max(self.last, self.keys[0]), self.keys[-1])
 
-def read_parts(prompt: Prompt, cut: int, bars: int | None = None, keys: range | None = None) -> list[Part]:
-    """The parts that play before the cut, the busiest first.
 
-    Each is a document of its notes from some bars before the cut on (all of them without `bars`), with tempo and
-    meter of the cut. Without `keys` it goes on within its own range and an octave on either side.
+@dataclass(frozen=True)
+class Reading:
+    """A document of a prompt, up to the cut, as the model reads it."""
+
+    text: str
+    start: int  # the tick at which it begins
+    notes: int
+    parts: dict[str, Part]  # that go on, by their marks; in track layout the one
+
+
+def read_prompt(
+    prompt: Prompt,
+    cut: int,
+    language: Language = TRACKS,
+    bars: int | None = None,
+    keys: range | None = None,
+    only: int | None = None,
+) -> list[Reading]:
+    """What the model reads of a prompt: in song layout one document, else one for each part, the busiest first.
+
+    They hold the notes from some bars before the cut on (all of them without `bars`), with tempo and meter of the cut.
+    The parts that play there go on, or that of track `only` alone; if it rests there, they hold more bars, back to its
+    last. Without `keys` each goes on within its own range and an octave on either side.
+
+    Raises UserError where the track of `only` does not play before the cut.
     """
-    whole = before(prompt, cut)
-    start = 0
-    if bars is not None:
-        start = prompt.steps(prompt.bar_start(max(prompt.bar_at(cut - 1) + 1 - bars, 1)))
-    playing = [number for number, track in enumerate(whole.tracks) if len(track)]
-    parts = []
-    for number, document in zip(playing, encode(whole, end=prompt.steps(cut)), strict=True):
-        pitch = document.pitch
-        last = int(pitch[document.onset == document.onset.max()].min())
-        within = keys or range(max(int(pitch.min()) - OCTAVE, 0), min(int(pitch.max()) + OCTAVE, 127) + 1)
-        parts.append(
-            Part(
-                number,
-                document.header + _since(document.body, start),
-                min(max(last, within[0]), within[-1]),
-                int((document.onset >= start).sum()),
-                within,
-                DRUM_KEYS | set(pitch.tolist()),
-            )
-        )
-    return sorted(parts, key=lambda part: -part.notes)
+    start = 0 if bars is None else _window_start(prompt, cut, bars, only)
+    window = before(prompt, cut, start)
+    playing = song_order(window.tracks) if language.is_song else [track for track in window.tracks if len(track)]
+    marks = part_marks(playing) if language.is_song else [""] * len(playing)
+    numbers = [next(n for n, track in enumerate(window.tracks) if track is one) for one in playing]
+    parts = [
+        (mark, _part(prompt, cut, number, track, keys))
+        for mark, number, track in zip(marks, numbers, normalise(window, language.layout).tracks, strict=True)
+    ]
+    documents = encode(window, prompt.steps(cut - start), language)
+    readings = []
+    for document, some in zip(documents, [parts] if language.is_song else [[part] for part in parts], strict=True):
+        going_on = {mark: part for mark, part in some if only in (None, part.track)}
+        if going_on:
+            readings.append(Reading(document.text, start, document.notes, going_on))
+    if not readings:
+        listed = "".join(f"\n  {part}" for part in describe_parts(prompt))
+        missing = f"--track {(only or 0) + 1}: no such part of {prompt.path} plays before the cut"
+        raise UserError(f"{missing}. Its parts:{listed}")
+    return sorted(readings, key=lambda reading: -reading.notes)
 
 
-def _since(body: str, start: int) -> str:
-    """The lines that start at or after a grid step, with the silence before the first of them."""
-    now, silence, kept = 0, 0, []
-    for line in body.splitlines(keepends=True):
-        length = steps_of(line.rpartition("|")[2])
-        if now >= start and "|" in line:
-            kept.append(line)
-        else:
-            silence += max(now + length - max(now, start), 0)
-        now += length
-    return (f"{time_text(silence)}\n" if silence else "") + "".join(kept)
+def _window_start(prompt: Prompt, cut: int, bars: int, only: int | None) -> int:
+    """The tick where the bars before the cut begin in which those play that are to go on."""
+    tracks = prompt.score.tracks if only is None else prompt.score.tracks[only : only + 1]
+    last = max((int(track.onset[track.onset < cut].max(initial=0)) for track in tracks), default=0)
+    return prompt.bar_start(max(min(prompt.bar_at(cut - 1) + 1 - bars, prompt.bar_at(last)), 1))
+
+
+def _part(prompt: Prompt, cut: int, number: int, read: Track, keys: range | None) -> Part:
+    """A part of which the model reads these notes, in normal form."""
+    last = int(read.pitch[read.onset == read.onset[-1]].min())
+    track = prompt.score.tracks[number]
+    pitch = track.pitch[track.onset < cut]
+    own = range(max(int(pitch.min()) - OCTAVE, 0), min(int(pitch.max()) + OCTAVE, 127) + 1)
+    return Part(number, last, own if track.is_drum else keys or own, DRUM_KEYS | set(pitch.tolist()))
 
 
 def continuations(
     model: GPT,
     tokenizer: Tokenizer,
+    language: Language,
     drawing: Drawing,
     prompt: Prompt,
     cut: int,
-    parts: Sequence[Part],
+    readings: Sequence[Reading],
     length: Length,
     takes: int,
 ) -> list[dict[int, Track]]:
     """For each take what each part goes on with, by its track: in the prompt's ticks, from its beginning on.
 
-    The first part sets how far the others go. Every part has random numbers of its own.
+    The first document sets how far the others go. Every document has random numbers of its own.
     """
     written: list[dict[int, Track]] = [{} for _ in range(takes)]
     if length.seconds is not None:  # in the prompt's own tempo, of which a header has but the nearest it can name
         steps = round(length.seconds * prompt.tempo_at(cut) / 60 * GRID)
         length = replace(length, seconds=None, steps=max(steps, 1))
-    limit = length.in_steps(read_header(parts[0].document))
+    limit = length.in_steps(read_header(readings[0].text))
     lengths, ends = [length] * takes, [limit] * takes
     prepared = Prepared(model)
-    for number, part in enumerate(parts):
+    for number, reading in enumerate(readings):
         own = replace(drawing, seed=_seed(drawing.seed, number))
-        lines = go_on(
-            prepared, tokenizer, TRACKS, own, part.document, {"": part.reference}, lengths, part.keys, part.drums
-        )
+        references = {mark: part.reference for mark, part in reading.parts.items()}
+        keys = {mark: part.keys for mark, part in reading.parts.items()}
+        drums = frozenset().union(*(part.drums for part in reading.parts.values()))
+        lines = go_on(prepared, tokenizer, language, own, reading.text, references, lengths, keys, drums)
         for take, its, end in zip(written, lines, ends, strict=True):
-            header = split_header(part.document)[0]
-            anchored = header if read_header(header).is_drum else f"{without_key(header)[:-1]} key={part.reference}\n"
-            score = ending_at(decode([anchored + its.text]), end)
-            take[part.track] = after(prompt, cut, score.tracks[0], score.ticks_per_beat, start=cut)
+            take |= _new_notes(prompt, cut, language, reading, its.text, end)
         if number == 0 and limit is None:
             ends = [its.end for its in lines]
             lengths = [Length(steps=end) for end in ends]
     return written
 
 
-def _seed(seed: int, part: int) -> int:
-    """Another seed for each part but the first, far from those of other takes."""
-    return seed if part == 0 else int.from_bytes(hashlib.sha256(f"{seed} {part}".encode()).digest()[:7], "big")
+def _new_notes(
+    prompt: Prompt, cut: int, language: Language, reading: Reading, lines: str, end: int | None
+) -> dict[int, Track]:
+    """What lines behind a document have of its parts, up to a grid step behind the cut."""
+    score = decode([reading.text + lines], language)
+    if end is not None:
+        score = ending_at(score, prompt.steps(cut - reading.start) + end)
+    is_relative = language.encoding == "interval"  # what is read counts from `last`, what was drawn from `reference`
+    new = {}
+    for mark, track in zip(part_marks(score.tracks) if language.is_song else [""], score.tracks, strict=True):
+        if part := reading.parts.get(mark):
+            late = after(prompt, cut, track, score.ticks_per_beat, reading.start)
+            if len(late):
+                moved = part.reference - part.last if is_relative else 0
+                new[part.track] = replace(late, pitch=late.pitch + moved)
+    return new
+
+
+def _seed(seed: int, document: int) -> int:
+    """Another seed for each document but the first, far from those of other takes."""
+    return seed if document == 0 else int.from_bytes(hashlib.sha256(f"{seed} {document}".encode()).digest()[:7], "big")
 
 
 def ending_at(score: Score, end: int | None) -> Score:
-    """A score whose notes all end by a tick."""
+    """A score whose notes all end by a time, in grid steps."""
     if end is None:
         return score
+    end = end * score.ticks_per_beat // GRID
     tracks = [replace(t, duration=np.minimum(t.duration, np.maximum(end - t.onset, 1))) for t in score.tracks]
     return replace(score, tracks=tuple(tracks))
 

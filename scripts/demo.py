@@ -22,11 +22,11 @@ CHORALES = 100
 HELD_OUT = "--val-fraction 0.15 --seed 1"
 PIPELINE = (
     "scripts/index.py",
-    "scripts/dataset.py",
+    "scripts/dataset.py --layout song",
     f"scripts/tokenizer.py --vocab-size 256 {HELD_OUT}",
     f"scripts/train_bin.py {HELD_OUT}",
     "scripts/train.py --config demo --model.block-size 128 --epochs 30",
-    "sample.py --temperature 0.9 --png --wav",
+    "sample.py --temperature 0.9 --bars 8 --png --wav",
 )
 
 

@@ -80,6 +80,7 @@ def check(args: Args) -> None:
 
 def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[Score]]":
     """Let the model read what is held out, write takes, and compare; gives the valid takes, too."""
+    from midigpt import index
     from midigpt.checkpoint import load_checkpoint
     from midigpt.devices import autocast, find_device
     from midigpt.documents import Split
@@ -99,6 +100,9 @@ def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[Score]]":
             f"{args.root / 'train'} has tokens of another tokenizer than {folder}; make them with the model's:"
             f' {make(args.root, "train-bin")} ARGS="--init-from {folder}"'
         )
+    if (written := index.language(args.root)) != language:
+        again = make(args.root, "dataset") + f' ARGS="--layout {language.layout} --encoding {language.encoding}"'
+        raise UserError(f"{args.root / 'data'} is in another language ({written}) than {folder}; make it anew: {again}")
     split = Split(meta["val_fraction"], meta["seed"])
     held_out, training = (read_side(args.root, language, split, is_val, args.seed) for is_val in (True, False))
     notes = args.notes or usual_notes(held_out, language.layout)

@@ -19,7 +19,7 @@ BEGUN = time.perf_counter()
 TRIAL_STEPS = 3  # to find the speed
 SAVE_SECONDS = 300  # between savings of latest/, so that a power cut costs minutes
 EXPLODED = 1.5  # nats per token above the best so far: a run that has gone wrong
-TAKE_NOTES = 64  # of the take at each evaluation
+TAKE_NOTES = {"track": 64, "song": 128}  # of the take at each evaluation, by the documents' layout
 
 config = parse_config(Config, __doc__)
 
@@ -53,7 +53,7 @@ from midigpt.devices import (
 )
 from midigpt.evaluate import Evaluation, unigram_bits_per_note
 from midigpt.generate import Drawing, Length, compose
-from midigpt.language import TRACKS, decode
+from midigpt.language import decode, read_language
 from midigpt.loggers import open_loggers
 from midigpt.midi import write_midi
 from midigpt.model import build_model, flops_per_token, model_config, set_dropout
@@ -74,6 +74,7 @@ from midigpt.train_data import load_side
 rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # as torchrun sets them
 is_first = rank == 0  # prints and saves
 train, meta = load_side(config.root, "train")
+language = read_language(meta["language"])
 val = load_side(config.root, "val")[0]
 run_folder = config.root / "train" / "runs" / config.run
 held = lock(run_folder / "lock", f"{run_folder} is being trained already") if is_first else None  # until the end
@@ -273,12 +274,12 @@ def write_take() -> str | None:
     path = run_folder / "takes" / f"step-{done:06d}.mid"
     try:
         with fitting("nothing: the run goes on without takes"):
-            drawing, length = Drawing(seed=config.seed + done), Length(notes=TAKE_NOTES)
-            documents = compose(average, tokenizer, TRACKS, drawing, length=length)
+            drawing, length = Drawing(seed=config.seed + done), Length(notes=TAKE_NOTES[language.layout])
+            documents = compose(average, tokenizer, language, drawing, length=length)
     except UserError:
         return None
     path.parent.mkdir(exist_ok=True)
-    write_midi(decode(documents), path)
+    write_midi(decode(documents, language), path)
     return str(path.relative_to(run_folder))
 
 

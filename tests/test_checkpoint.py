@@ -21,7 +21,8 @@ from midigpt.files import UserError
 from midigpt.language import TRACKS
 from midigpt.model import GPT, build_model
 from midigpt.model_card import model_card
-from midigpt.tokenizer import START, START_ID
+from midigpt.positions import token_positions
+from midigpt.tokenizer import START, START_ID, document_tokens, token_texts
 from tests.test_model import CONFIG, SHAPES, places, random_model, random_tokens
 
 SIDE = {"songs": 30, "documents": 60, "tokens": 12345, "notes": 6789}
@@ -95,11 +96,43 @@ def test_transformers_opens_the_tokenizer_and_writes_to_the_end(checkpoint: Path
 
 def test_the_cards_snippet_runs(checkpoint: Path) -> None:
     snippet = re.search(r"```python\n(.*?)```", (checkpoint / "README.md").read_text(), re.DOTALL)
-    assert snippet and snippet[1].count('"FOLDER"') == 2
+    assert snippet and snippet[1].count('"FOLDER"') == 2 and all(len(line) <= 120 for line in snippet[1].splitlines())
     code = snippet[1].replace("FOLDER", str(checkpoint)).replace("print", "import torch; torch.manual_seed(0)\nprint")
     result = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("#") and START not in result.stdout
+
+
+@pytest.mark.parametrize("model", ["qwen3"], indirect=True)
+def test_the_cards_positions_are_midigpts_also_while_it_generates(
+    model: GPT, checkpoint: Path, tokenizer: Tokenizer
+) -> None:
+    snippet = re.search(r"```python\n(.*?)```", (checkpoint / "README.md").read_text(), re.DOTALL)
+    assert snippet
+    card: dict[str, Any] = {}
+    exec(snippet[1].replace("FOLDER", str(checkpoint)).replace("print", "str"), card)
+    assert card["logits"].shape == (1, 12, CONFIG.vocab_size)
+    text, texts = "# meter=3/4\n1/2\n0+9:1/4|1/8\n", token_texts(tokenizer)
+    ids, times = document_tokens(tokenizer, TRACKS, text)
+    expected = [0, *token_positions(times, [texts[token] for token in ids])]
+    assert card["positions"]([START_ID, *ids]) == expected and expected[-1] == 12 + 11
+    given, allowed = torch.tensor([[START_ID, *ids]]), "12/\n"  # so that it writes lines, some of them with a time
+    torch.manual_seed(0)
+    written = card["model"].generate(
+        given,
+        attention_mask=torch.ones_like(given),
+        max_length=100,
+        temperature=9.0,
+        suppress_tokens=[number for number, token in enumerate(texts) if token not in allowed or not token],
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    document = written.sequences[0].tolist()
+    positions = card["positions"](document)
+    assert positions[-1] > 12 + 3 + 48
+    with torch.no_grad():
+        logits = model(torch.tensor([document]), torch.tensor([positions]))[0, len(ids) : -1]
+    torch.testing.assert_close(torch.cat(written.logits), logits, atol=1e-4, rtol=1e-4)
 
 
 # --- there and back --------------------------------------------------------------------------------------

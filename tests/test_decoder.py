@@ -9,7 +9,12 @@ from midigpt.decoder import Decoder, Prepared, Weights
 from midigpt.model import GPT, ModelConfig, build_model
 
 CONFIG = ModelConfig(vocab_size=50, block_size=32, n_layer=2, n_head=4, n_kv_head=4, n_embd=64, n_hidden=96)
-SHAPES = {"qwen3": CONFIG, "grouped": replace(CONFIG, n_kv_head=2), "gpt2": replace(CONFIG, type="gpt2")}
+SHAPES = {
+    "time": CONFIG,
+    "grouped": replace(CONFIG, n_kv_head=2),
+    "index": replace(CONFIG, positions="index"),
+    "gpt2": replace(CONFIG, type="gpt2"),
+}
 FIXED = pytest.mark.parametrize("fixed_shapes", [False, True], ids=["as long as read", "fixed shapes"])
 
 
@@ -22,15 +27,25 @@ def model(request: pytest.FixtureRequest) -> GPT:
     return model
 
 
+def some_positions(tokens: torch.Tensor) -> torch.Tensor:
+    """Of each document others: now a step, now a beat, now back to a beginning."""
+    steps = torch.randint(0, 30, tokens.shape, generator=torch.Generator().manual_seed(8))
+    positions = steps.cumsum(-1)
+    positions[:, 9:] -= positions[:, 9:10]
+    return positions
+
+
 def logits_by_steps(decoder: Decoder, tokens: torch.Tensor, read: int) -> torch.Tensor:
-    parts = [decoder.read(tokens[:, :read], torch.zeros_like(tokens[:, :read]))]
-    parts += [decoder.step(tokens[:, t], torch.zeros_like(tokens[:, t])) for t in range(read, tokens.shape[1])]
+    positions = some_positions(tokens)
+    parts = [decoder.read(tokens[:, :read], positions[:, :read])]
+    parts += [decoder.step(tokens[:, t], positions[:, t]) for t in range(read, tokens.shape[1])]
     return torch.stack(parts, dim=1)
 
 
 def full_logits(model: GPT, tokens: torch.Tensor) -> torch.Tensor:
+    is_index = model.config.positions == "index"
     with torch.inference_mode():
-        return model(tokens, torch.arange(tokens.shape[1])[None])
+        return model(tokens, torch.arange(tokens.shape[1])[None] if is_index else some_positions(tokens))
 
 
 @FIXED
@@ -54,10 +69,11 @@ def test_smaller_weights_give_nearly_the_same_probabilities(model: GPT, weights:
 def test_one_document_read_for_all_rows_is_each_ones(model: GPT, fixed_shapes: bool) -> None:
     tokens = torch.randint(0, 50, (1, 10))
     for_all, each = (Decoder(Prepared(model, "float32"), 3, fixed_shapes) for _ in range(2))
-    times, following = torch.zeros_like(tokens), torch.tensor([1, 2, 3])
-    torch.testing.assert_close(for_all.read(tokens, times), each.read(tokens.expand(3, -1), times.expand(3, -1)))
-    times = torch.zeros_like(following)
-    torch.testing.assert_close(for_all.step(following, times), each.step(following, times))
+    positions = some_positions(tokens)
+    one = each.read(tokens.expand(3, -1), positions.expand(3, -1))
+    torch.testing.assert_close(for_all.read(tokens, positions), one)
+    following, behind = torch.tensor([1, 2, 3]), torch.tensor([100, 124, 101])
+    torch.testing.assert_close(for_all.step(following, behind), each.step(following, behind))
 
 
 def test_what_was_read_before_is_forgotten(model: GPT) -> None:

@@ -119,13 +119,28 @@ def test_real_files(language: Language, corpus: Callable[[str], Path]) -> None:
 
 @every_language
 def test_a_prompt_runs_to_its_cut(language: Language) -> None:
-    score = one((12, 12, 60, 84), (24, 100, 64, 84), (36, 12, 60, 84))
+    score = one((12, 12, 60, 84), (24, 100, 64, 84), (36, 12, 60, 84), (48, 24, 61, 84))
     (document,) = encode(score, 72, language)
     lines = document.body.splitlines()
-    assert sum(map(language.module.line_steps, lines)) == 72
+    steps = [language.module.line_steps(line) for line in lines]
+    assert sum(steps) == 72 and min(steps) > 0
     onsets, ends = times(decode([document.text], language))
-    assert onsets == [12, 24, 36]
-    assert ends == [24, 72 if language.encoding in ("messages", "events") else 124, 48]
+    assert onsets == [12, 24, 36, 48]
+    assert ends == [24, 72 if language.encoding in ("messages", "events") else 124, 48, 72]
+
+
+@every_language
+def test_a_cut_at_the_last_note_leaves_it_a_step(language: Language) -> None:
+    for end in (36, 24):
+        (document,) = encode(one((0, 12, 60, 84), (36, 12, 61, 84)), end, language)
+        assert sum(map(language.module.line_steps, document.body.splitlines())) == 37
+
+
+@every_language
+def test_a_document_ends_with_its_last_line_or_the_last_ending(language: Language) -> None:
+    (document,) = encode(one((0, 96, 60, 84), (24, 12, 61, 84)), language=language)
+    steps = sum(map(language.module.line_steps, document.body.splitlines()))
+    assert steps == (96 if language.encoding in ("messages", "events") else 36)
 
 
 @every_language
@@ -286,16 +301,16 @@ NOTE, TIME = "\U00089217", "\ue018"
         ("messages", "song", "60+10|24\n", "has no part mark"),
         ("events", "track", "60+10|24\n60-|22\n", "line 2: '60-|22' does not end in a wait of the table"),
         ("events", "track", "60+10|24\n60-|60-|0\n", "line 2: '60-' ends a note that does not sound"),
-        ("characters", "track", f"{NOTE}{TIME}\n{NOTE}\n", "line 2"),
-        ("characters", "track", f"{TIME}{NOTE}\n", "line 1"),
-        ("characters", "track", f"{NOTE}\ue000\n", "line 1"),
-        ("characters", "track", f"{NOTE}\uf013\n", "line 1"),
-        ("characters", "track", f"{NOTE}\ufffd{TIME}\n", "line 1"),
-        ("characters", "track", f"60{NOTE}{TIME}\n", "line 1"),
+        ("characters", "track", f"{NOTE}{TIME}\n{NOTE}\n", "line 2: '\\U00089217' is not notes"),
+        ("characters", "track", f"{TIME}{NOTE}\n", "is not notes"),
+        ("characters", "track", f"{NOTE}\ue000\n", "is not notes"),
+        ("characters", "track", f"{NOTE}\uf013\n", "is not notes"),
+        ("characters", "track", f"{NOTE}\ufffd{TIME}\n", "is not notes"),
+        ("characters", "track", f"60{NOTE}{TIME}\n", "is not notes"),
         ("characters", "track", f"0@{NOTE}{TIME}\n", "which only the song layout knows"),
         ("characters", "song", f"{NOTE}{TIME}\n", "has no part mark"),
-        ("characters", "song", f"0@0@{NOTE}{TIME}\n", "line 1"),
-        ("characters", "song", f"0.1@{NOTE}{TIME}\n", "line 1"),
+        ("characters", "song", f"0@0@{NOTE}{TIME}\n", "is not notes"),
+        ("characters", "song", f"0.1@{NOTE}{TIME}\n", "line 1: '0.1@' is no part mark"),
         ("characters", "track", "\uf012" * 9 + "\n", "line 1: the piece is longer than a MIDI file"),
     ],
 )

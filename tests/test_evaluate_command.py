@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from midigpt.dataset import make_dataset
+from midigpt.dataset import Options, make_dataset
 from midigpt.documents import Split
 from midigpt.files import UserError
 from midigpt.index import index_files
@@ -28,12 +28,13 @@ from midigpt.judge import (
 )
 from midigpt.language import TRACKS, Language, decode, encode
 from midigpt.metrics import FEATURES
-from midigpt.midi import read_midi
+from midigpt.midi import read_midi, write_midi
 from midigpt.normal import normalise
 from midigpt.page import VARIABLES, svg
-from midigpt.score import Score
+from midigpt.score import Score, Track
+from midigpt.tokenizer import learn_tokenizer
 from midigpt.train_data import make_train_bin
-from tests.conftest import SPLIT, contents, make_songs, melody, ok, refusal, run_script
+from tests.conftest import SPLIT, TINY, contents, make_songs, melody, ok, refusal, run_script
 
 SONGS = Language(layout="song")
 FLAGS = ("--takes", "12", "--notes", "20")
@@ -180,14 +181,17 @@ def test_drums_are_judged_apart_and_not_by_pitch(tmp_path: Path) -> None:
     assert remarks == ["drums: 5 takes with 20 notes are too few to compare; 10 are needed"]
 
 
+def song_parts(count: int) -> list[tuple[Track, ...]]:
+    """Of songs of two parts and drums."""
+    return [
+        melody(3 * n).tracks + melody(3 * n + 1, 30, program=33).tracks + melody(3 * n + 2, 20, is_drum=True).tracks
+        for n in range(count)
+    ]
+
+
 def song_documents(count: int) -> list[Document]:
-    """Songs of two parts and drums."""
-    made = []
-    for n in range(count):
-        parts = (melody(3 * n), melody(3 * n + 1, 30, program=33), melody(3 * n + 2, 20, is_drum=True))
-        (document,) = encode(Score(480, tuple(part.tracks[0] for part in parts)), language=SONGS)
-        made.append(Document(f"song{n}", f"song{n}", document.text, document.notes))
-    return made
+    made = [encode(Score(480, parts), language=SONGS)[0] for parts in song_parts(count)]
+    return [Document(f"song{n}", f"song{n}", document.text, document.notes) for n, document in enumerate(made)]
 
 
 def test_songs_are_judged_whole(tmp_path: Path) -> None:
@@ -205,6 +209,29 @@ def test_songs_are_judged_whole(tmp_path: Path) -> None:
     assert 0.8 < np.mean(drums[SHUFFLED]) / np.mean(drums[HELD_OUT]) <= 1.1
     cymbals = {pitch for piece in group.pieces[HELD_OUT] for t in piece.score.tracks if t.is_drum for pitch in t.pitch}
     assert all(set(t.pitch) <= cymbals for piece in group.pieces[SHUFFLED] for t in piece.score.tracks if t.is_drum)
+
+
+def test_a_folder_of_songs_is_trained_on_judged_and_refused_in_another_layout(tmp_path: Path) -> None:
+    for n, parts in enumerate(song_parts(40)):
+        (tmp_path / "raw_data").mkdir(exist_ok=True)
+        write_midi(Score(480, parts, 100.0), tmp_path / "raw_data" / f"song{n:02}.mid")
+    index_files(tmp_path)
+    make_dataset(tmp_path, Options(layout="song"))
+    learn_tokenizer(tmp_path, 80, Split(0.4, 0))
+    make_train_bin(tmp_path, Split(0.4, 0))
+    ok(run_script("scripts/train.py", "--root", tmp_path, *TINY, "--max-steps", "20"))
+    run = tmp_path / "train" / "runs" / "default"
+    (take,) = (run / "takes").iterdir()
+    assert len(read_midi(take).tracks) > 1 and read_midi(take).notes >= 128
+    output = ok(run_script("scripts/evaluate.py", "--root", tmp_path, "--takes", "12", "--notes", "40"))
+    found = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    assert "  songs" in output and found["valid"] == 12
+    assert 10 <= found["groups"]["songs"]["pieces"][TAKES] <= 12  # one may have drums alone
+    assert re.search(r"take-00\d\d: song\d\d, bar", output)
+    assert any(len(read_midi(take).tracks) > 1 for take in (run / "evaluation" / "takes").iterdir())
+    make_dataset(tmp_path, Options(layout="track"))
+    told = refusal(run_script("scripts/evaluate.py", "--root", tmp_path, "--takes", "12"))
+    assert 'in another language' in told and "--layout song --encoding interval" in told
 
 
 def drum_notes(score: Score) -> int:

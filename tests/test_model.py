@@ -16,7 +16,7 @@ CONFIG = ModelConfig(
 )
 SHAPES = {
     "qwen3": CONFIG,
-    "grouped": replace(CONFIG, n_kv_head=2, rope_theta=5e4),
+    "grouped": replace(CONFIG, n_kv_head=2, rope_theta=5e4, positions="index"),
     "gpt2": replace(CONFIG, type="gpt2"),
 }
 

@@ -8,10 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from midigpt.checkpoint import save_checkpoint
+from midigpt.language import Language
 from midigpt.midi import read_midi, write_midi
+from midigpt.model import ModelConfig, build_model
+from midigpt.prompt import load_prompt
 from midigpt.score import Score
 from midigpt.splice import read_texts
+from midigpt.tokenizer import new_tokenizer
 from tests.conftest import melody, ok, refusal, run_script
 
 # --- steps in any order ----------------------------------------------------------------------------------
@@ -179,6 +185,77 @@ def test_a_prompt_of_drums_is_continued_by_drums_and_that_is_said(trained: Path,
     assert track.is_drum and len(track) > 40
 
 
+# --- songs -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def song_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that knows nothing but the song layout."""
+    folder, language = tmp_path_factory.mktemp("songs"), Language(layout="song")
+    tokenizer, trainer = new_tokenizer(len(language.alphabet) + 1, language)
+    tokenizer.train_from_iterator(["\n"], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    sizes = {"n_layer": 1, "n_head": 2, "n_kv_head": 2, "n_embd": 16, "n_hidden": 32}
+    model = build_model(ModelConfig(vocab_size=tokenizer.get_vocab_size(), block_size=128, **sizes))
+    save_checkpoint(folder / "model", model, folder / "tokenizer.json", {"language": str(language)})
+    return folder / "model"
+
+
+def test_a_song_from_nothing_has_the_parts_asked_for(song_model: Path, tmp_path: Path) -> None:
+    flags = ("--root", tmp_path, "--out", tmp_path, "--model", song_model)
+    wishes = ("--program", "40,40,7,drums", "--key", "E4", "--keys", "C3-C6", "--bars", "6", "--takes", "3")
+    out = ok(run_script("sample.py", *flags, *wishes, "--meter", "3/4", "--png"))
+    assert re.search(r"notes in [34] parts, \d+ s;", out)
+    for number in (1, 2, 3):
+        score = read_midi(tmp_path / f"take-{number:04d}.mid")
+        pitched = [track for track in score.tracks if not track.is_drum]
+        assert sorted(track.program for track in pitched) in ([7, 40], [7, 40, 40], [40, 40]) and score.meter == (3, 4)
+        assert len(score.tracks) - len(pitched) <= 1 and min(track.onset[0] for track in score.tracks) == 0
+        onset, first = min((int(track.onset[0]), int(track.pitch[0])) for track in reversed(pitched))
+        assert 64 in [track.pitch[0] for track in pitched if track.onset[0] == onset], first
+        assert all(set(track.pitch.tolist()) <= set(range(48, 85)) for track in pitched)
+        assert 15 * 480 < score.end <= 18 * 480
+    out = ok(run_script("sample.py", *flags, "--again", tmp_path / "take-0002.mid"))
+    assert "byte for byte" in out
+    ok(run_script("sample.py", *flags, "--program", "drums", "--notes", "40"))
+    assert [track.is_drum for track in read_midi(tmp_path / "take-0005.mid").tracks] == [True]
+
+
+def test_a_song_of_more_parts_than_channels_is_written(song_model: Path, tmp_path: Path) -> None:
+    flags = ("--root", tmp_path, "--out", tmp_path, "--model", song_model, "--notes", "500")
+    ok(run_script("sample.py", *flags, "--program", ",".join(str(n // 2) for n in range(40)) + ",d,d"))
+    score = read_midi(tmp_path / "take-0001.mid")
+    assert len(score.tracks) > 20 and score.notes >= 500
+    assert len({track.program for track in score.tracks}) > 15
+
+
+def test_all_parts_of_a_prompt_go_on_together(song_model: Path, tmp_path: Path) -> None:
+    parts = melody(5, notes=41).tracks + melody(6, 32, program=7).tracks + melody(7, 40, is_drum=True).tracks
+    write_midi(Score(480, (*parts, melody(8, 41).tracks[0]), 100.0), tmp_path / "prompt.mid")
+    flags = ("--root", tmp_path, "--out", tmp_path / "out", "--model", song_model)
+    asked = (*flags, "--prompt", tmp_path / "prompt.mid", "--prompt-bars", "4", "--at", "5", "--notes", "60")
+    out = ok(run_script("sample.py", *asked))
+    assert "of them new, from bar 5 on" in out
+    given, take = (load_prompt(path) for path in (tmp_path / "prompt.mid", tmp_path / "out" / "take-0001.mid"))
+    cut = given.bar_start(5)
+    assert take.seats == given.seats
+    for was, now in zip(given.score.tracks, take.score.tracks, strict=True):
+        assert (now.program, now.is_drum) == (was.program, was.is_drum)
+        assert was.select(was.onset < cut) == now.select(now.onset < cut)
+    assert sum(int(track.onset[-1]) >= cut for track in take.score.tracks) > 1
+    ok(run_script("sample.py", *asked, "--track", "2"))
+    alone = load_prompt(tmp_path / "out" / "take-0002.mid").score.tracks
+    assert [bool((track.onset >= cut).any()) for track in alone] == [False, True, False, False]
+    again = ok(run_script("sample.py", *flags, "--again", tmp_path / "out" / "take-0002.mid"))
+    assert "byte for byte" in again
+
+
+def test_a_model_of_single_tracks_has_no_choice_of_programs(trained: Path, tmp_path: Path) -> None:
+    said = refusal(run_script("sample.py", "--root", trained, "--out", tmp_path, "--program", "0,drums"))
+    assert "--program 0,drums: what this model writes has one part" in said
+
+
 # --- again -----------------------------------------------------------------------------------------------
 
 
@@ -220,6 +297,8 @@ def test_what_is_missing_for_a_take_is_named(trained: Path, tmp_path: Path, prom
     ("flags", "said"),
     [
         (("--program", "200"), "neither 0..127 nor drums"),
+        (("--program", "0,,3"), "'' is neither 0..127 nor drums"),
+        (("--program", "drums,d", "--keys", "C2-C6"), "no --key and no --keys"),
         (("--program", "drums", "--key", "C4"), "no --key and no --keys"),
         (("--keys", "C4"), "is not two notes"),
         (("--temperature", "1e-9"), "--temperature 1e-09 is neither 0 nor in"),

@@ -39,6 +39,7 @@ _NOTE = "[\U00010000-\U0010ffff]"
 _TIME = "[\ue001-\uf012]"
 _MARKED_NOTE = re.compile(rf"(?:[d0-9.]+@)?{_NOTE}")
 _LINE = re.compile(rf"((?:{_MARKED_NOTE.pattern})*)({_TIME}+)")
+_LINE_TIME = re.compile(rf"{_TIME}+")
 _COUNTED = re.compile("[\U00010000-\U0010ffff\udcf0-\udcf4]")  # the latter as a first byte
 
 
@@ -49,7 +50,7 @@ def count_notes(text: str) -> int:
 
 def line_steps(line: str) -> int:
     """The time until the next line, in grid steps."""
-    return sum(_steps(character) for character in re.findall(_TIME, line))
+    return sum(map(_steps, _LINE_TIME.findall(line)[-1]))
 
 
 def write(sheet: Sheet) -> list[str]:
