@@ -68,12 +68,12 @@ class Scripted(Decoder):
         logits[:, self.script[self.told % len(self.script)]] = 50.0
         return logits
 
-    def read(self, tokens: Tensor, times: Tensor) -> Tensor:
+    def read(self, tokens: Tensor, positions: Tensor) -> Tensor:
         self.reads.append(tokens.tolist())
         self.cache.length = tokens.shape[1]
         return self._logits()
 
-    def step(self, tokens: Tensor, times: Tensor) -> Tensor:
+    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
         self.told += 1
         self.cache.length += 1
         return self._logits()
