@@ -16,7 +16,7 @@ from midigpt.files import UserError
 from midigpt.language import TRACKS, encode
 from midigpt.midi import read_midi
 from midigpt.normal import GRID
-from midigpt.positions import token_positions
+from midigpt.positions import POSITIONS_A_STEP, token_positions
 from midigpt.tokenizer import START_ID, document_tokens, load_tokenizer, token_texts
 from midigpt.train_data import Side, load_side, make_train_bin
 from tests.conftest import SPLIT, midi_files
@@ -34,7 +34,7 @@ def by_definition(texts: list[str]) -> list[int]:
     """Of a document's tokens behind the start token, from their texts alone."""
     found, now, place, line = [], Fraction(0), 0, ""
     for text in texts:
-        found.append(int(now * GRID) + place)
+        found.append(POSITIONS_A_STEP * int(now * GRID) + place)
         line, place = line + text, place + 1
         if line.endswith("\n"):
             now += 0 if line.startswith("#") else Fraction(line.split("|")[-1])
@@ -48,6 +48,7 @@ def by_definition(texts: list[str]) -> list[int]:
 def test_a_token_stands_at_its_lines_time_and_then_at_its_place_in_the_line(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(positions_module, "POSITIONS_A_STEP", 1)
     text = "# key=60\n1/2\n0+9|1/1\n2+9:1/4|1/8\n"  # a token for each character
     header, rest, first, second = range(9), range(4), range(12, 12 + 8), range(36, 36 + 12)
     assert positions_of(tokenizer, text) == [*header, *rest, *first, *second]
@@ -59,7 +60,7 @@ def test_a_token_stands_at_its_lines_time_and_then_at_its_place_in_the_line(
 def test_a_start_token_is_a_line_of_its_own() -> None:
     texts = ["", "#", "\n", "0+9|", "1/1\n", "0+9|1/1\n", "", "#\n", "1/1\n"]
     times = [0, 0, 0, 0, 0, 24, 0, 0, 0]
-    assert token_positions(times, texts) == [0, 0, 1, 0, 1, 24, 0, 0, 0]
+    assert token_positions(times, texts) == [0, 0, 1, 0, 1, 24 * POSITIONS_A_STEP, 0, 0, 0]
     assert token_positions([], []) == []
 
 
@@ -71,7 +72,7 @@ def test_positions_are_onsets_in_real_music(corpus: Callable[[str], Path], token
             lines = document.body.splitlines()
             at = np.cumsum([0, *(len(line) + 1 for line in lines)])[:-1]
             heard = [found[place] for place, line in zip(at, lines, strict=True) if "|" in line]
-            assert heard == np.unique(document.onset).tolist()
+            assert heard == (POSITIONS_A_STEP * np.unique(document.onset)).tolist()
             assert found == by_definition(list(document.body))
             onsets += len(heard)
     assert onsets > 5000
@@ -102,6 +103,13 @@ def test_positions_that_do_not_fit_are_told(work: Path) -> None:
     path.unlink()
     with pytest.raises(UserError, match=r"val\.positions\.bin does not exist yet; make it with: make train-bin"):
         load_side(work, "val")
+
+
+def test_positions_of_another_measure_are_told(work: Path) -> None:
+    path = work / "train" / "meta.json"
+    path.write_text(path.read_text().replace(f'"positions_a_step": {POSITIONS_A_STEP}', '"positions_a_step": 9'))
+    with pytest.raises(UserError, match="run: make train-bin"):
+        load_side(work, "train")
 
 
 def test_a_line_without_a_time_is_told(work: Path) -> None:
