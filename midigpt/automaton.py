@@ -311,27 +311,27 @@ def write_out(start: State, bounds: Bounds) -> tuple[dict[State, int], NDArray[n
     return states, np.array(rows, np.int16).transpose(2, 0, 1).copy()
 
 
-def pitches_for(state: State, keys: range, bounds: Bounds) -> tuple[int, int, int]:
-    """The pitch up to which, and that from which on, an unfinished number can become something other than a mark, of a
-    part with these keys; and the highest pitch of that part."""
+def pitches_for(state: State, keys: range, bounds: Bounds) -> tuple[int, int]:
+    """The pitch up to which, and that from which on, what is unfinished can become something other than a mark, in a
+    part with these keys; of other states the highest pitch that there can be."""
     if state[0] in ("begin", "header", "free", "end"):
-        return 127, -1, 127
-    if state[0] == "mark" or not state[1]:
-        return *NEVER, 127
+        return 127, NEVER[1]
     kind = state[1]
-    top = 127 if kind == "drum" else keys[-1]
+    if state[0] == "mark" or (state[0] == "number" and not kind):
+        return NEVER
+    top = keys[-1] if kind in ("interval", "key") else 127
     if state[0] != "number":
-        return top, NEVER[1], top
+        return top, NEVER[1]
     _, _, place, value = state
     assert isinstance(value, int)
     if place == "next" and value and _may_be_time(value, LONGEST_WAIT):
-        return top, NEVER[1], top
+        return top, NEVER[1]
     if kind == "interval":
         if place == "next":
-            return keys[-1] - value if value else NEVER[0], NEVER[1], top
-        return keys[-1] - value, keys[0] + value, top
+            return (keys[-1] - value, NEVER[1]) if value else NEVER
+        return keys[-1] - value, keys[0] + value
     leads_to = [int(key) for key in bounds.keys[str(kind)] if key.startswith(str(value)) and int(key) <= top]
-    return max(leads_to, default=NEVER[0] + 1) - 1, NEVER[1], top
+    return max(leads_to, default=NEVER[0] + 1) - 1, NEVER[1]
 
 
 def parts_for(state: State, bounds: Bounds) -> tuple[int, int]:

@@ -22,7 +22,8 @@ from midigpt.header import Header, LanguageError, keep_fields, read_header, spli
 from midigpt.language import Language, decode
 from midigpt.model import GPT
 from midigpt.normal import GRID, MAX_TICKS
-from midigpt.tokenizer import START_ID, document_tokens
+from midigpt.positions import token_positions
+from midigpt.tokenizer import START_ID, document_tokens, line_steps, token_texts
 
 MAX_NOTES = 1000  # of a take that the model does not end
 AT_ONCE, AT_ONCE_ON_GPU = 64, 256  # takes; more are written in turns
@@ -89,7 +90,7 @@ class Lines:
     refused: int = 0  # lines that came behind, from the first that can't be read on
 
 
-Timed = tuple[int, int]  # a token, and the time of its line: grid steps from the document's beginning
+Placed = tuple[int, int]  # a token and its position (midigpt/positions.py)
 
 
 def compose(
@@ -111,8 +112,8 @@ def compose(
     """
     device = drawing_device(model)
     grammar = Grammar(tokenizer, language, wishes, not length.is_given, keys, marks=marks, device=device)
-    lengths = [length] * takes
-    written = _write(Prepared(model, weights), tokenizer, grammar, drawing, [(START_ID, 0)], grammar.start, lengths)
+    prepared, start = Prepared(model, weights), placed(tokenizer, language, "")
+    written = _write(prepared, tokenizer, grammar, drawing, start, grammar.start, [length] * takes)
     return [its.text for its in written if not grammar.is_free or _readable(its.text, language)]
 
 
@@ -143,12 +144,19 @@ def go_on(
         behind = last[0] if last and last[0] in references else ""
     may_end, device = not lengths[0].is_given, drawing_device(prepared.model)
     grammar = Grammar(tokenizer, language, None, may_end, keys, drums, [*references], behind, device)
-    tokens, times = document_tokens(tokenizer, language, without_key(header) + body)
-    given = [(START_ID, 0), *zip(tokens, times, strict=True)]
-    end = sum(line_steps(line, language) for line in body.splitlines())
+    given = placed(tokenizer, language, without_key(header) + body)
+    end = sum(time_of(line, language) for line in body.splitlines())
     place = partial(grammar.start, references=references, time=end)
     written = _write(prepared, tokenizer, grammar, drawing, given, place, lengths, read)
     return [_cut(lines, document, language) for lines in written] if grammar.is_free else written
+
+
+def placed(tokenizer: Tokenizer, language: Language, document: str) -> list[Placed]:
+    """The tokens of a document with their positions, a start token first."""
+    ids, times = document_tokens(tokenizer, language, document)
+    texts = token_texts(tokenizer)
+    positions = token_positions([0, *times], ["", *(texts[token] for token in ids)])
+    return list(zip([START_ID, *ids], positions, strict=True))
 
 
 def _write(
@@ -156,7 +164,7 @@ def _write(
     tokenizer: Tokenizer,
     grammar: Grammar,
     drawing: Drawing,
-    given: list[Timed],
+    given: list[Placed],
     place: Callable[[int], Place],
     lengths: Sequence[Length],
     header: Header | None = None,
@@ -185,18 +193,16 @@ def _cut(written: Lines, document: str, language: Language) -> Lines:
     kept = bisect_left(
         range(1, len(lines) + 1), True, key=lambda n: not _readable(document + "".join(lines[:n]), language)
     )
-    steps = sum(line_steps(line, language) for line in lines[:kept])
+    steps = sum(time_of(line, language) for line in lines[:kept])
     text = "".join(lines[:kept])
     return Lines(text, language.module.count_notes(text), steps, len(lines) - kept)
 
 
-def line_steps(line: str, language: Language) -> int:
-    """The time of a line, in grid steps; 0 for the header, and for what is no line."""
-    if line.startswith("#"):
-        return 0
+def time_of(line: str, language: Language) -> int:
+    """The time until the next line, in grid steps; 0 for the header, and for what is no line."""
     try:
-        return min(max(int(language.module.line_steps(line)), 0), MAX_TICKS)
-    except (ValueError, ArithmeticError):
+        return min(max(line_steps(line, language), 0), MAX_TICKS)
+    except UserError:
         return 0
 
 
@@ -229,7 +235,7 @@ class Writer:
         self._place = grammar.start(len(rows))
         self._uniform = torch.zeros(len(rows), TOKENS_A_LOOK, device=device)
         self._drawn = torch.zeros(len(rows), TOKENS_A_LOOK, dtype=torch.long, device=device)
-        self._times = torch.zeros_like(self._drawn)  # of their lines
+        self._positions = torch.zeros_like(self._drawn)  # of those drawn
         self._at = torch.zeros(1, dtype=torch.long, device=device)
         self._look = FIRST_LOOK
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}  # of steps, by the span of the cache that they read
@@ -237,7 +243,7 @@ class Writer:
 
     @torch.inference_mode()
     def write(
-        self, given: list[Timed], place: Place, lengths: Sequence[Length], header: Header | None = None
+        self, given: list[Placed], place: Place, lengths: Sequence[Length], header: Header | None = None
     ) -> list[Lines]:
         """Go on behind the given tokens, a start token first; `header` is theirs, if they have one.
 
@@ -260,12 +266,12 @@ class Writer:
                     row.add(self.grammar.texts[token])
         return [Lines(row.text, row.notes, row.now) for row in rows]
 
-    def read(self, documents: list[list[Timed]]) -> None:
+    def read(self, documents: list[list[Placed]]) -> None:
         """Let the model read documents from their beginnings: one for each row, or one for all."""
-        tokens, times = torch.tensor(documents, device=self.decoder.device).unbind(-1)
-        self._logits.copy_(self.decoder.read(tokens, times))
+        tokens, positions = torch.tensor(documents, device=self.decoder.device).unbind(-1)
+        self._logits.copy_(self.decoder.read(tokens, positions))
 
-    def _fitting(self, tokens: list[Timed]) -> list[Timed]:
+    def _fitting(self, tokens: list[Placed]) -> list[Placed]:
         """All tokens of a document, or its header and as many of its latest lines as leave room."""
         if len(tokens) < self.decoder.room:
             return tokens
@@ -273,7 +279,7 @@ class Writer:
         ends = (n for n, (token, _) in enumerate(latest[:-1], start=1) if self.grammar.texts[token].endswith("\n"))
         return head + latest[next(ends, 0) :]
 
-    def _latest(self, tokens: list[Timed]) -> tuple[list[Timed], list[Timed]]:
+    def _latest(self, tokens: list[Placed]) -> tuple[list[Placed], list[Placed]]:
         """Start token and header, and the latest tokens; together as many as of any other document of the batch.
 
         The header goes without its key: that is the pitch of a note no longer read.
@@ -282,11 +288,11 @@ class Writer:
         texts = (self.grammar.texts[token] for token, _ in tokens)
         end = next((n for n, text in enumerate(texts, start=1) if text.endswith("\n")), 1)
         header = "".join(self.grammar.texts[token] for token, _ in tokens[:end])
-        ids = self.tokenizer.encode(without_key(header)).ids if header.startswith("#") else []
-        head = [(token, 0) for token in (START_ID, *ids)][: room // 2]
+        header = without_key(header) if header.startswith("#") else ""
+        head = placed(self.tokenizer, self.grammar.language, header)[: room // 2]
         return head, tokens[len(head) - room :]
 
-    def draw_some(self) -> list[list[Timed]]:
+    def draw_some(self) -> list[list[Placed]]:
         """As many more tokens of each row as are drawn between two looks."""
         count = min(self._look, self.decoder.room)
         self._look = min(2 * self._look, TOKENS_A_LOOK)
@@ -300,26 +306,27 @@ class Writer:
                 self._step()
             if self.grammar.is_free:
                 self._keep_time(self._drawn[:, number].tolist())
-        both = torch.stack([self._drawn, self._times], dim=-1)[:, :count]
-        return [[(token, time) for token, time in row] for row in both.tolist()]
+        both = torch.stack([self._drawn, self._positions], dim=-1)[:, :count]
+        return [[(token, position) for token, position in row] for row in both.tolist()]
 
     def _keep_time(self, tokens: list[int]) -> None:
         """Tell the place the time behind one more token of each row, where the grammar does not know it."""
         for row, token in enumerate(tokens):
             self._lines[row] += self.grammar.texts[token]
             if self._lines[row].endswith("\n"):
-                self._place.time[row] += line_steps(mended(self._lines[row]), self.grammar.language)
+                self._place.time[row] += time_of(mended(self._lines[row]), self.grammar.language)
                 self._lines[row] = ""
 
     def _step(self) -> None:
         """Draw a token of each row and let the model read it: nothing here waits for the device."""
         u = self._uniform.index_select(1, self._at)[:, 0]
-        token, time = draw(self._logits, self.grammar.allowed(self._place), self.drawing, u), self._place.time.clone()
+        token = draw(self._logits, self.grammar.allowed(self._place), self.drawing, u)
+        position = self._place.position()
         self._drawn.index_copy_(1, self._at, token[:, None])
-        self._times.index_copy_(1, self._at, time[:, None])
+        self._positions.index_copy_(1, self._at, position[:, None])
         for mine, its in zip(self._place, self.grammar.advance(self._place, token), strict=True):
             mine.copy_(its)
-        self._logits.copy_(self.decoder.step(token.to(self.decoder.device), time.to(self.decoder.device)))
+        self._logits.copy_(self.decoder.step(token.to(self.decoder.device), position.to(self.decoder.device)))
         self._at += 1
 
     def _replay(self) -> None:
@@ -402,7 +409,7 @@ class _Row:
                 self._until = self._length.in_steps(read_header(line))
                 return
             self.notes += self._language.module.count_notes(line)
-            self.now += line_steps(line, self._language)
+            self.now += time_of(line, self._language)
             enough = self._most_notes is not None and self.notes >= self._most_notes
             self.is_done = enough or (self._until is not None and self.now >= self._until)
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from midigpt import automaton
 from midigpt.automaton import ALPHABET, DRUM_KEYS, END, FIELDS, KINDS, MARKS, OTHER, Bounds, State
-from midigpt.encodings import is_drum_mark, part_order
+from midigpt.encodings import MARK_ALPHABET, is_drum_mark, part_order
 from midigpt.header import DEFAULT_KEY
 from midigpt.language import TRACKS, Language
+from midigpt.positions import POSITIONS_A_STEP
 from midigpt.score import IntArray
 from midigpt.tokenizer import START_ID, ranges, token_texts
 
@@ -38,6 +39,11 @@ class Place(NamedTuple):
     has_key: Tensor  # (B,) bool; whether the note that the header's key names has been written
     count: Tensor  # (B,) int64; of the line's time
     time: Tensor  # (B,) int64; grid steps from the document's beginning to that of the line that the next token is of
+    index: Tensor  # (B,) int64; of the next token in its line
+
+    def position(self) -> Tensor:
+        """Of the next token in musical time (midigpt/positions.py), (B,)."""
+        return POSITIONS_A_STEP * self.time + self.index
 
 
 class Grammar:
@@ -85,7 +91,9 @@ class Grammar:
         self._next, self._keep, self._add = tensors["next"], tensors["keep"], tensors["add"]
         self._high, self._down = tensors["high"], tensors["down"]
         self._count, self._turn = tensors["count"], tensors["turn"]
-        self._mark = tensors["mark"] if self._has_marks else self._tensor([[-1]]).expand(self._next.shape)
+        self._is_end = self._tensor([text.endswith("\n") for text in self.texts], torch.bool)
+        if self._has_marks:
+            self._know_marks(tables["mark"])
         self._behind = self.marks.index(behind) if self._has_marks and behind else -1 if self._has_marks else 0
         self._is_new = behind is None
         self._know_parts(bounds, keys, behind)
@@ -97,6 +105,18 @@ class Grammar:
         if self.is_free:
             return "free", "on"
         return "line", bounds.kind(behind) if behind or not self._has_marks else "", "on"
+
+    def _know_marks(self, marks: NDArray[np.int16]) -> None:
+        """The tokens that decide which part comes, (M,), with its number behind each state, (S, M + 1), the last column
+        for all other tokens; and those that can be the beginning of a mark, (U,)."""
+        with_mark = np.flatnonzero((marks >= 0).any(axis=0)).tolist()
+        before_end = set(MARK_ALPHABET) - {"@"}
+        beginnings = [token for token, text in enumerate(self.texts) if text and set(text) <= before_end]
+        self._with_mark, self._beginnings = (self._tensor(tokens, torch.long) for tokens in (with_mark, beginnings))
+        self._column = self._tensor([len(with_mark)] * len(self.texts), torch.long)
+        self._column[self._with_mark] = torch.arange(len(with_mark), device=self._device)
+        none = np.full((len(marks), 1), -1, np.int16)
+        self._mark = torch.from_numpy(np.hstack([marks[:, with_mark], none])).to(self._device)
 
     def _know_parts(self, bounds: Bounds, keys: range | Mapping[str, range], behind: str | None) -> None:
         """What is known of each part, (P,), and of the ranges of keys that they have, (R,)."""
@@ -114,7 +134,7 @@ class Grammar:
     def _know_states(self, bounds: Bounds, states: list[State]) -> None:
         """What is known of each state, (S,), and of each with a part of each range of keys, (S, R)."""
         reach = [[automaton.pitches_for(state, its, bounds) for its in self._ranges] for state in states]
-        self._below, self._above, self._top = self._tensor(reach).movedim(-1, 0).contiguous()
+        self._below, self._above = self._tensor(reach).movedim(-1, 0).contiguous()
         parts = self._tensor([automaton.parts_for(state, bounds) for state in states], torch.long)
         self._first_part, self._last_part = parts.T.contiguous()
         self._is_settled = self._tensor([automaton.is_settled(state) for state in states], torch.bool)
@@ -152,6 +172,7 @@ class Grammar:
             has_key=numbers(0 if self._is_new else 1).bool(),
             count=numbers(0),
             time=numbers(time),
+            index=numbers(0),
         )
 
     def allowed(self, place: Place) -> Tensor:
@@ -160,47 +181,49 @@ class Grammar:
         following = self._next[state].long()
         before, keys = place.pitch[:, None], self._range[place.part.clamp(min=0)][:, None]
         if self._has_marks:
-            mark = self._mark[state].long()
-            before, keys = self._behind_marks(place, mark, keys)
+            before, keys = self._behind_marks(place, before, keys)
         after = torch.where(self._keep[state], before, 0) + self._add[state]
         down = self._down[state]
         allowed = (following >= 0) & (before <= self._high[state]) & (before >= self._lowest[keys] + down)
         at = following * len(self._ranges) + keys
         leads_on = (after <= self._below.view(-1)[at]) | (after >= self._above.view(-1)[at])
         if self._has_marks:
-            may_be_mark = self._highest_before_marks(place).gather(1, following.clamp(min=0))
-            leads_on |= (mark < 0) & (after <= may_be_mark)
+            behind = following[:, self._beginnings].clamp(min=0)
+            leads_on[:, self._beginnings] |= self._can_be_marks(place).gather(1, behind)
             if self._is_new:
                 allowed &= place.has_key[:, None] | ((down & 127 == 0) & ~self._is_away[following])
         return allowed & leads_on
 
-    def _behind_marks(self, place: Place, mark: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """The pitch before each token's notes, and the range of their keys, (B, V); where it holds a mark, that part's.
-        In a row of parts the last one, number -1, stands for the one that goes on."""
+    def _behind_marks(self, place: Place, before: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """The pitch before each token's notes, (B, V), and the range of their keys, (B, V) or (B, 1), from those of the
+        part that goes on, (B, 1): where a token holds a mark they are that part's."""
         number = torch.arange(len(self.marks), device=self._device)
         can_come = (number > place.floor[:, None]) & (number != place.part[:, None])
-        pitches = torch.cat([place.references.where(can_come, _NOT_NOW), place.pitch[:, None]], dim=1)  # (B, P + 1)
-        at = mark % pitches.shape[1]
+        pitches = torch.cat([place.references.where(can_come, _NOT_NOW), before], dim=1)  # (B, P + 1)
+        at = self._mark[place.state][:, :-1].long() % pitches.shape[1]  # -1 is the part that goes on
+        shape = len(before), len(self.texts)
+        before = before.expand(shape).index_copy(1, self._with_mark, pitches.gather(1, at))
         if len(self._ranges) > 1:
-            keys = torch.cat([self._range.expand(len(keys), -1), keys], dim=1).gather(1, at)
-        return pitches.gather(1, at), keys
+            ranges = torch.cat([self._range.expand(len(keys), -1), keys], dim=1).gather(1, at)
+            keys = keys.expand(shape).index_copy(1, self._with_mark, ranges)
+        return before, keys
 
-    def _highest_before_marks(self, place: Place) -> Tensor:
-        """The pitch up to which what is unfinished in each state can become the mark of a part, (B, S)."""
-        part, floor = place.part[:, None], place.floor[:, None]
-        floor = torch.where(self._is_settled, part, floor)
-        can_be = (self._last_part > floor) & ((self._last_part != part) | (self._first_part != part))
-        return self._top.T[self._range[place.part.clamp(min=0)]].where(can_be, _NONE)
+    def _can_be_marks(self, place: Place) -> Tensor:
+        """Whether what is unfinished in each state can become the mark of a part, (B, S)."""
+        part = place.part[:, None]
+        floor = torch.where(self._is_settled, part, place.floor[:, None])
+        return (self._last_part > floor) & ((self._last_part != part) | (self._first_part != part))
 
     def advance(self, place: Place, tokens: Tensor) -> Place:
         """The place behind one more token of each document, (B,)."""
         at = place.state, tokens
-        state, mark = self._next[at].long(), self._mark[at].long()
-        has_mark = mark >= 0
-        part = torch.where(has_mark, mark, place.part)
+        state, part = self._next[at].long(), place.part
+        references, before = place.references, place.pitch
+        if self._has_marks:
+            mark = self._mark[place.state, self._column[tokens]].long()
+            part = torch.where(mark >= 0, mark, part)
+            before = torch.where(mark >= 0, references.gather(1, part.clamp(min=0)[:, None])[:, 0], before)
         column = part.clamp(min=0)[:, None]
-        references = place.references
-        before = torch.where(has_mark, references.gather(1, column)[:, 0], place.pitch)
         pitch = torch.where(self._keep[at], before, 0) + self._add[at]
         is_first = self._down[at] != _NONE
         first = torch.where(is_first[:, None], (before - self._down[at])[:, None], references.gather(1, column))
@@ -219,6 +242,7 @@ class Grammar:
             has_key=place.has_key | is_first,
             count=count,
             time=place.time + count * self._turn[at],
+            index=torch.where(self._is_end[tokens], 0, place.index + 1),
         )
 
 

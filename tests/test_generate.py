@@ -1,6 +1,7 @@
 """What is drawn: takes that can all be decoded, as long and as likely as asked, the same for the same seed."""
 
 import copy
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +12,22 @@ from torch import Tensor
 
 from midigpt.decoder import Decoder, Prepared
 from midigpt.files import UserError
-from midigpt.generate import Drawing, Length, Writer, compose, draw, go_on
+from midigpt.generate import Drawing, Length, Writer, compose, draw, go_on, placed, without_key
 from midigpt.grammar import Grammar
-from midigpt.header import read_header
-from midigpt.language import TRACKS, decode
+from midigpt.header import read_header, split_header
+from midigpt.language import TRACKS, Language, decode, encode
 from midigpt.midi import read_midi, write_midi
 from midigpt.model import GPT, ModelConfig, build_model
-from midigpt.tokenizer import START_ID
+from midigpt.positions import token_positions
+from midigpt.score import Score
+from midigpt.tokenizer import START, START_ID, document_tokens, new_tokenizer, token_texts
 
+from .conftest import melody
+
+SMALLEST = len(TRACKS.alphabet) + 1  # vocabulary
+SONGS = Language(layout="song")
 CONFIG = ModelConfig(
-    vocab_size=len(TRACKS.alphabet) + 1, block_size=64, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, n_hidden=32
+    vocab_size=SMALLEST, block_size=64, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, n_hidden=32
 )
 
 
@@ -57,24 +64,32 @@ def test_takes_survive_the_midi_file(untrained: GPT, learned: Tokenizer, tmp_pat
 class Scripted(Decoder):
     """Goes on with a text, token by token, whatever it reads, from the first token read on."""
 
-    def __init__(self, tokenizer: Tokenizer, text: str, block_size: int = 2000, rows: int = 1) -> None:
-        super().__init__(Prepared(GPT(replace(CONFIG, block_size=block_size)), "float32"), rows)
+    def __init__(self, tokenizer: Tokenizer, text: str, block_size: int = 2000, rows: int = 1, vocab_size: int = SMALLEST) -> None:
+        super().__init__(Prepared(GPT(replace(CONFIG, block_size=block_size, vocab_size=vocab_size)), "float32"), rows)
         self.script = torch.tensor([*tokenizer.encode(text).ids, START_ID])
         self.reads: list[list[list[int]]] = []
+        self.placed: list[tuple[int, int]] = []  # the first row's tokens and their positions, but those read again
+        self.again: list[tuple[list[int], list[int], int]] = []  # their tokens and positions, and how many there were
         self.told = 0
 
     def _logits(self) -> Tensor:
-        logits = torch.zeros(self.batch_size, CONFIG.vocab_size)
+        logits = torch.zeros(self.batch_size, self.model.config.vocab_size)
         logits[:, self.script[self.told % len(self.script)]] = 50.0
         return logits
 
-    def read(self, tokens: Tensor, times: Tensor) -> Tensor:
+    def read(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        read = tokens[0].tolist(), positions[0].tolist()
+        if self.reads:
+            self.again.append((*read, len(self.placed)))
+        else:
+            self.placed += zip(*read, strict=True)
         self.reads.append(tokens.tolist())
         self.cache.length = tokens.shape[1]
         return self._logits()
 
-    def step(self, tokens: Tensor, times: Tensor) -> Tensor:
+    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
         self.told += 1
+        self.placed.append((int(tokens[0]), int(positions[0])))
         self.cache.length += 1
         return self._logits()
 
@@ -130,6 +145,35 @@ def test_when_the_context_is_full_the_header_and_the_latest_tokens_are_read(toke
         assert seen == (head[:30] + ids[end - 30 : end])  # 60 are read, half of them at most the header's
 
 
+@pytest.mark.parametrize("begun", [0, 7], ids=["from nothing", "behind seven lines"])
+@pytest.mark.parametrize("language", [TRACKS, SONGS, Language("messages", "song"), Language("characters")], ids=str)
+def test_tokens_are_read_at_their_positions(language: Language, begun: int) -> None:
+    """Those given, those drawn, and those read once more when the context is full."""
+    tunes = [melody(1, 60), melody(2, 60, program=30), melody(3, 60, is_drum=True)]
+    text = encode(Score(480, tuple(tune.tracks[0] for tune in tunes), 100.0), None, language)[0].text
+    tokenizer, trainer = new_tokenizer(400, language)
+    tokenizer.train_from_iterator([text], trainer)
+    header, body = split_header(text)
+    given = header + "".join(body.splitlines(keepends=True)[:begun]) if begun else ""
+    ids, times = document_tokens(tokenizer, language, text)
+    expected = token_positions([0, *times], [START, *(text for text in map(token_texts(tokenizer).__getitem__, ids))])
+
+    decoder = Scripted(tokenizer, text.removeprefix(given), block_size=50, vocab_size=tokenizer.get_vocab_size())
+    marks = re.findall(r"([d.\d]+)@", given) or [""]
+    grammar = Grammar(tokenizer, language, behind=marks[-1] if begun else None, marks=["0", "30", "d"])
+    now = sum(map(language.module.line_steps, given.splitlines()[1:]))
+    place = grammar.start(1, dict.fromkeys(["", "0", "30", "d"], 60) if begun else None, now)
+    writer = Writer(decoder, tokenizer, grammar, Drawing())
+    (written,) = writer.write(placed(tokenizer, language, given), place, [Length(steps=500)])
+    assert text.startswith(given + written.text) and written.end >= 500
+    assert [position for _, position in decoder.placed] == expected[: len(decoder.placed)]
+    assert len(decoder.reads) > 2
+    for read, positions, count in decoder.again:
+        head = len(placed(tokenizer, language, without_key(header)))
+        assert positions[head:] == expected[count - len(read) + head : count]
+        assert positions[:head] == expected[:head]
+
+
 def test_a_given_document_that_is_too_long_is_read_from_a_line_on(untrained: GPT, tokenizer: Tokenizer) -> None:
     decoder = Scripted(tokenizer, "0+1|1/1\n", block_size=100)
     writer = Writer(decoder, tokenizer, Grammar(tokenizer, behind="", may_end=False), Drawing())
@@ -157,6 +201,76 @@ def test_a_step_of_fixed_shapes_writes_the_same(untrained: GPT, learned: Tokeniz
         writer = Writer(Decoder(Prepared(untrained, "float32"), 2, fixed_shapes), learned, grammar, Drawing(seed=4))
         texts.append([lines.text for lines in writer.write([(START_ID, 0)], grammar.start(2), [Length(notes=40)] * 2)])
     assert texts[0] == texts[1]
+
+
+@pytest.fixture(scope="module")
+def of_songs() -> Tokenizer:
+    tokenizer, trainer = new_tokenizer(300, SONGS)
+    tunes = [[melody(3 * seed + n, 30, n == 2, 12 * n).tracks[0] for n in range(3)] for seed in range(20)]
+    tokenizer.train_from_iterator([encode(Score(480, tuple(t), 90.0), None, SONGS)[0].text for t in tunes], trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def player(of_songs: Tokenizer) -> GPT:
+    torch.manual_seed(1)
+    return build_model(replace(CONFIG, vocab_size=of_songs.get_vocab_size())).eval()
+
+
+def test_songs_from_nothing_can_be_decoded(player: GPT, of_songs: Tokenizer) -> None:
+    drawing, length, keys = Drawing(seed=1), Length(notes=40), range(40, 80)
+    marks = ["0", "12", "12.2", "d"]
+    takes = compose(player, of_songs, SONGS, drawing, {"key": "50"}, length, 50, keys, marks=marks)
+    scores = [decode([take], SONGS) for take in takes]
+    assert len(set(takes)) == 50 and min(score.notes for score in scores) >= 40
+    assert {(t.program, t.is_drum) for score in scores for t in score.tracks} == {(0, False), (12, False), (0, True)}
+    assert all(t.is_drum or {*t.pitch.tolist()} <= {*keys} for score in scores for t in score.tracks)
+
+
+@pytest.mark.parametrize("notes", [30, 200], ids=["within the context", "beyond it"])
+def test_songs_go_on_part_by_part_in_every_key(player: GPT, of_songs: Tokenizer, notes: int) -> None:
+    body = "12@0+8|4+8|d@36=9|1/2\n0@7-8|12@2+8|1/2\n" * 6
+    last = {"12": 72, "0": 18}
+
+    def lines(by: int, marks: list[str]) -> list[str]:
+        references = {mark: last.get(mark, 0) + by for mark in marks}
+        keys = {mark: range(last[mark] - 9 + by, last[mark] + 12 + by) for mark in last}
+        document = f"# tempo=100 meter=4/4 key={60 + by}\n{body}"
+        prepared, lengths = Prepared(player, "float32"), [Length(notes=notes)] * 3
+        written = go_on(prepared, of_songs, SONGS, Drawing(seed=9), document, references, lengths, keys)
+        for its in written:
+            tracks = decode([document + its.text], SONGS).tracks
+            assert [t.is_drum for t in tracks] == [False, False, True]
+            for track, mark in zip(tracks, ("0", "12"), strict=False):
+                late = track.pitch[track.onset >= 6 * 24]
+                assert {*late.tolist()} <= {*keys[mark]}
+                assert len(late) == 0 or mark in marks
+        return [its.text for its in written]
+
+    everyone = lines(0, ["0", "12", "d"])
+    assert everyone == lines(3, ["0", "12", "d"])
+    assert all(re.search(f"{mark}@", "".join(everyone)) for mark in ("0", "12", "d"))
+    alone = lines(0, ["0"])
+    assert all(text.startswith("0@") and text.count("@") == 1 for text in alone)
+
+
+def test_what_has_no_grammar_is_cut_where_it_can_not_be_read(tokenizer: Tokenizer) -> None:
+    language = Language("messages")
+    tokenizer, trainer = new_tokenizer(60, language)
+    tokenizer.train_from_iterator(["60+9|12\n"], trainer)
+    header = "# program=0 tempo=100 meter=4/4\n"
+
+    class Told(Scripted):
+        def __init__(self, prepared: Prepared, rows: int) -> None:
+            super().__init__(tokenizer, script, 2000, rows, tokenizer.get_vocab_size())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("midigpt.generate.Decoder", Told)
+        script = "60+9|12\n60-|62+9|12\n61-|12\n62-|12\n" * 3
+        (lines,) = go_on(Prepared(GPT(CONFIG), "float32"), tokenizer, language, Drawing(), header, {"": 60}, [NO_LENGTH])
+        assert lines.text == "60+9|12\n60-|62+9|12\n" and (lines.notes, lines.end, lines.refused) == (2, 24, 10)
+        for script, count in ((header + script, 0), (header + script[:18], 2)):
+            assert len(compose(GPT(CONFIG), tokenizer, language, Drawing(), takes=2)) == count
 
 
 def test_wishes_are_met(untrained: GPT, learned: Tokenizer) -> None:

@@ -193,6 +193,7 @@ class Vocabulary:
     """A tokenizer as far as the grammar looks at it."""
 
     texts: list[str]
+    decoder: object = None
 
     decoder = None
 
@@ -205,7 +206,7 @@ class Vocabulary:
 
 def rows_of(place: Place) -> list[tuple[int, ...]]:
     """A batch of places row by row, but for their times."""
-    timeless = place._replace(count=torch.zeros_like(place.count), time=torch.zeros_like(place.time))
+    timeless = place._replace(**{name: torch.zeros_like(place.time) for name in ("count", "time", "index")})
     columns = torch.cat([column.view(len(column), -1).long() for column in timeless], dim=1)
     return [tuple(row) for row in columns.tolist()]
 
@@ -254,6 +255,7 @@ def test_a_token_may_come_where_its_characters_may(is_drum: bool) -> None:
             at = single.advance(at, one)
         assert torch.equal(allowed[:, token], may_come), text
         behind = several.advance(place, torch.full_like(place.state, token))
+        at = at._replace(index=behind.index)  # of tokens, which are fewer
         for mine, its in zip(behind, at, strict=True):
             assert torch.equal(mine[may_come], its[may_come]), text
     assert allowed[:, len(characters) :].any(dim=0).sum() >= 8  # of either kind

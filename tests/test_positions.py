@@ -10,7 +10,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from midigpt import positions as positions_module
 from midigpt.batches import Batches
 from midigpt.files import UserError
 from midigpt.language import TRACKS, encode
@@ -34,7 +33,7 @@ def by_definition(texts: list[str]) -> list[int]:
     """Of a document's tokens behind the start token, from their texts alone."""
     found, now, place, line = [], Fraction(0), 0, ""
     for text in texts:
-        found.append(POSITIONS_A_STEP * int(now * GRID) + place)
+        found.append(int(now * GRID) * POSITIONS_A_STEP + place)
         line, place = line + text, place + 1
         if line.endswith("\n"):
             now += 0 if line.startswith("#") else Fraction(line.split("|")[-1])
@@ -45,22 +44,16 @@ def by_definition(texts: list[str]) -> list[int]:
 # --- of text ---------------------------------------------------------------------------------------------
 
 
-def test_a_token_stands_at_its_lines_time_and_then_at_its_place_in_the_line(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(positions_module, "POSITIONS_A_STEP", 1)
+def test_a_token_stands_at_its_lines_time_and_then_at_its_place_in_the_line(tokenizer: Tokenizer) -> None:
     text = "# key=60\n1/2\n0+9|1/1\n2+9:1/4|1/8\n"  # a token for each character
-    header, rest, first, second = range(9), range(4), range(12, 12 + 8), range(36, 36 + 12)
-    assert positions_of(tokenizer, text) == [*header, *rest, *first, *second]
-    monkeypatch.setattr(positions_module, "POSITIONS_A_STEP", 4)
-    first, second = range(48, 48 + 8), range(144, 144 + 12)
+    header, rest, first, second = range(9), range(4), range(48, 48 + 8), range(144, 144 + 12)
     assert positions_of(tokenizer, text) == [*header, *rest, *first, *second]
 
 
 def test_a_start_token_is_a_line_of_its_own() -> None:
     texts = ["", "#", "\n", "0+9|", "1/1\n", "0+9|1/1\n", "", "#\n", "1/1\n"]
     times = [0, 0, 0, 0, 0, 24, 0, 0, 0]
-    assert token_positions(times, texts) == [0, 0, 1, 0, 1, 24 * POSITIONS_A_STEP, 0, 0, 0]
+    assert token_positions(times, texts) == [0, 0, 1, 0, 1, 96, 0, 0, 0]
     assert token_positions([], []) == []
 
 
