@@ -28,10 +28,10 @@ import numpy as np
 from midigpt import copies
 from midigpt.copies import map_index, open_copies, read_passages
 from midigpt.documents import Split, read_songs
-from midigpt.files import parse_arguments, read_json
-from midigpt.index import songs
+from midigpt.files import UserError, parse_arguments, read_json
+from midigpt.index import language, songs
 from midigpt.judge import first_notes
-from midigpt.language import decode
+from midigpt.language import TRACKS, decode
 from midigpt.train_data import SONGS_AT_ONCE
 
 MIB_OF_RSS = 2**20 if sys.platform == "darwin" else 2**10  # in units of ru_maxrss
@@ -161,6 +161,8 @@ def _measured(function: Callable[..., dict[str, float]], *args: Any) -> dict[str
 
 
 def main(args: Args) -> None:
+    if language(args.root) != TRACKS:
+        raise UserError(f"this asks about documents of tracks; {args.root} has others")
     row = alone(read, args.root)
     print(f"{row['notes'] / 1e6:.2f} M training notes\n")
     print("| in one process | wall s | CPU s | peak MiB | M instants | blocks | index MB |")

@@ -24,7 +24,7 @@ import numpy as np
 
 from midigpt.documents import Split, read_songs
 from midigpt.files import parse_arguments
-from midigpt.index import songs
+from midigpt.index import language, songs
 from midigpt.tokenizer import DTYPE, LINES_AT_ONCE, LineEncoder, load_tokenizer
 from midigpt.train_data import make_train_bin
 
@@ -64,7 +64,7 @@ def plain(texts: Iterator[str], root: Path) -> Iterator[bytes]:
 
 def by_lines(texts: Iterator[str], root: Path) -> Iterator[bytes]:
     tokenizer, _ = load_tokenizer(root)
-    encoder = LineEncoder(tokenizer)
+    encoder = LineEncoder(tokenizer, language(root))
     lines: list[str] = []
     for text in texts:
         lines += text.splitlines(keepends=True)

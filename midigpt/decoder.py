@@ -83,7 +83,10 @@ class Decoder:
 
     @torch.inference_mode()
     def read(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Logits (B, V) behind documents (B, T), or one (1, T) for all, read from the beginning; positions likewise."""
+        """Logits (B, V) behind documents (B, T), or one (1, T) for all, which are read from the beginning.
+
+        `positions`, of the same shape, are those of midigpt/positions.py.
+        """
         T = tokens.shape[1]
         if self.model.config.positions == "index":
             positions = torch.arange(T, device=self.device)[None]

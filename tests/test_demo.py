@@ -46,11 +46,15 @@ def test_the_demo_ends_with_a_take_its_picture_and_its_sound(
     monkeypatch.setattr(demo, "CHORALES", 15)
     monkeypatch.setattr(demo.workers, "run", lambda _, tasks, __: ((task, converted(task)) for task in tasks))
     monkeypatch.setattr(
-        demo, "PIPELINE", tuple(step.replace("--epochs 30", "--max-steps 40") for step in demo.PIPELINE)
+        demo, "PIPELINE", tuple(step.replace("--epochs 45", "--max-steps 40") for step in demo.PIPELINE)
     )
     demo.main(demo.Args(tmp_path))
     out, _ = capfd.readouterr()
     assert len(list((tmp_path / "raw_data").rglob("*.mid"))) == 15
+    assert {path.stem for path in (tmp_path / "data").glob("*.txt")} <= {
+        path.stem for path in (tmp_path / "raw_data").rglob("*.mid")
+    }
+    assert len(read_midi(tmp_path / "out" / "take-0001.mid").tracks) > 1
     assert "unigram model" in out and "ratio" in out
     assert str(tmp_path / "out" / "take-0001.mid") in out.rpartition("Open these")[2]
     assert (tmp_path / "out" / "take-0001.png").read_bytes().startswith(b"\x89PNG")

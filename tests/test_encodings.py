@@ -173,6 +173,13 @@ def test_lines_tell_their_notes_and_their_time(language: Language, score: Score,
 
 
 @every_language
+def test_what_is_no_line_has_no_time(language: Language) -> None:
+    for line in ("\n", "hello\n", "0@\n"):
+        with pytest.raises(ValueError):
+            language.module.line_steps(line)
+
+
+@every_language
 def test_a_mark_stands_where_the_part_changes(language: Language) -> None:
     bass, drums = (
         track_from_notes([(0, 24, 36, 84), (48, 24, 36, 84)], 33),

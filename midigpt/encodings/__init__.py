@@ -12,7 +12,7 @@ A line is all that happens at one instant, and the time until the next line. A m
     check_line(line, header, is_song)
                         raises LanguageError where a line can't be the first of a document
     count_notes(text)   how many notes a text holds, also of a token, which is a part of a line
-    line_steps(line)    the time until the next line, in grid steps
+    line_steps(line)    the time until the next line, in grid steps; raises ValueError where it has none
 
 and its docstring says what the normal form is and what is lost.
 

@@ -50,7 +50,10 @@ def count_notes(text: str) -> int:
 
 def line_steps(line: str) -> int:
     """The time until the next line, in grid steps."""
-    return sum(map(_steps, _LINE_TIME.findall(line)[-1]))
+    times = _LINE_TIME.findall(line)
+    if not times:
+        raise ValueError(f"{shown(line)} has no time")
+    return sum(map(_steps, times[-1]))
 
 
 def write(sheet: Sheet) -> list[str]:
