@@ -259,7 +259,7 @@ class Writer:
             raise UserError("the model's weights are broken: it gives no numbers; use another checkpoint")
         while not all(row.is_done for row in rows):
             if self.decoder.room == 0:
-                self.read([head + latest for head, latest in map(self._latest, tokens)])
+                self.read([_joined(*self._latest(row)) for row in tokens])
             for row, ids, drawn in zip(rows, tokens, self.draw_some(), strict=True):
                 ids += drawn
                 for token, _ in drawn:
@@ -277,7 +277,7 @@ class Writer:
             return tokens
         head, latest = self._latest(tokens)
         ends = (n for n, (token, _) in enumerate(latest[:-1], start=1) if self.grammar.texts[token].endswith("\n"))
-        return head + latest[next(ends, 0) :]
+        return _joined(head, latest[next(ends, 0) :])
 
     def _latest(self, tokens: list[Placed]) -> tuple[list[Placed], list[Placed]]:
         """Start token and header, and the latest tokens; together as many as of any other document of the batch.
@@ -357,6 +357,15 @@ class Writer:
             self._step()
         self.decoder.cache.length = length
         return graph
+
+
+def _joined(head: list[Placed], latest: list[Placed]) -> list[Placed]:
+    """A document without what stood between its header and its latest tokens.
+
+    These keep their positions. The header comes to where they begin, as near as a model has seen it in training.
+    """
+    begin = latest[0][1] if latest else 0
+    return [(token, begin + position) for token, position in head] + latest
 
 
 def draw(logits: Tensor, allowed: Tensor, drawing: Drawing, uniform: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from midigpt.tokenizer import ranges
 POSITIONS_A_STEP = 4  # of the grid
 
 Positions = NDArray[np.uint32]
-POSITIONS_DTYPE = np.dtype("<u4")  # of train.positions.bin; in pieces longer than a MIDI file can be they would wrap
+POSITIONS_DTYPE = np.dtype("<u4")  # of train.positions.bin: enough for 200 days of music at 120 beats a minute
 
 
 def line_positions(time: IntArray, tokens: IntArray) -> IntArray:

@@ -29,7 +29,7 @@ from midigpt.files import UserError, make, read_json, replacing, write_json
 from midigpt.header import LanguageError, keep_fields, split_header
 from midigpt.index import Song, language, songs, totals
 from midigpt.language import TRACKS, Language, read_language
-from midigpt.positions import POSITIONS_DTYPE, Positions, line_positions
+from midigpt.positions import POSITIONS_A_STEP, POSITIONS_DTYPE, Positions, line_positions
 from midigpt.score import IntArray
 from midigpt.tokenizer import DTYPE, START, LineEncoder, Tokens, file_sha256, load_tokenizer, tokenizer_path
 
@@ -84,6 +84,7 @@ def make_train_bin(
             "language": str(spoken),
             "tokenizer": sha256,
             "vocab_size": tokenizer.get_vocab_size(),
+            "positions_a_step": POSITIONS_A_STEP,
             **asdict(split),
             "train": asdict(counts[0]),
             "val": asdict(counts[1]),
@@ -344,7 +345,8 @@ def load_side(root: Path, name: str) -> tuple[Side, dict[str, Any]]:
         raise UserError(f"{folder / name}.bin is in another language: {error}; run: {again}") from None
     docs_path = folder / f"{name}.docs.npy"
     docs = np.load(docs_path) if docs_path.exists() else np.empty((0, 2), np.int64)
-    if (len(tokens), len(where), len(docs)) != (*[meta[name]["tokens"]] * 2, meta[name]["documents"]):
+    found = len(tokens), len(where), len(docs), POSITIONS_A_STEP
+    if found != (*[meta[name]["tokens"]] * 2, meta[name]["documents"], meta.get("positions_a_step")):
         raise UserError(
             f"{folder / name}.bin is not what meta.json beside it describes; run: {make(root, 'train-bin')}"
         )

@@ -21,7 +21,7 @@ from midigpt.files import UserError
 from midigpt.language import TRACKS
 from midigpt.model import GPT, build_model
 from midigpt.model_card import model_card
-from midigpt.positions import token_positions
+from midigpt.positions import POSITIONS_A_STEP, token_positions
 from midigpt.tokenizer import START, START_ID, document_tokens, token_texts
 from tests.test_model import CONFIG, SHAPES, places, random_model, random_tokens
 
@@ -115,7 +115,7 @@ def test_the_cards_positions_are_midigpts_also_while_it_generates(
     text, texts = "# meter=3/4\n1/2\n0+9:1/4|1/8\n", token_texts(tokenizer)
     ids, times = document_tokens(tokenizer, TRACKS, text)
     expected = [0, *token_positions(times, [texts[token] for token in ids])]
-    assert card["positions"]([START_ID, *ids]) == expected and expected[-1] == 12 + 11
+    assert card["positions"]([START_ID, *ids]) == expected and expected[-1] == 12 * POSITIONS_A_STEP + 11
     given, allowed = torch.tensor([[START_ID, *ids]]), "12/\n"  # so that it writes lines, some of them with a time
     torch.manual_seed(0)
     written = card["model"].generate(
@@ -129,7 +129,7 @@ def test_the_cards_positions_are_midigpts_also_while_it_generates(
     )
     document = written.sequences[0].tolist()
     positions = card["positions"](document)
-    assert positions[-1] > 12 + 3 + 48
+    assert positions[-1] > 60 * POSITIONS_A_STEP
     with torch.no_grad():
         logits = model(torch.tensor([document]), torch.tensor([positions]))[0, len(ids) : -1]
     torch.testing.assert_close(torch.cat(written.logits), logits, atol=1e-4, rtol=1e-4)

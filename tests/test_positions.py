@@ -98,6 +98,13 @@ def test_positions_that_do_not_fit_are_told(work: Path) -> None:
         load_side(work, "val")
 
 
+def test_positions_of_another_measure_are_told(work: Path) -> None:
+    path = work / "train" / "meta.json"
+    path.write_text(path.read_text().replace(f'"positions_a_step": {POSITIONS_A_STEP}', '"positions_a_step": 9'))
+    with pytest.raises(UserError, match="run: make train-bin"):
+        load_side(work, "train")
+
+
 def test_a_line_without_a_time_is_told(work: Path) -> None:
     (work / "data" / "song07_1.txt").write_text("# tempo=90\n0+10|1/1\n0+10|1\n")
     with pytest.raises(UserError, match=r"'0\+10\|1' does not say how long it takes"):
