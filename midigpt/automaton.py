@@ -335,7 +335,7 @@ def pitches_for(state: State, keys: range, bounds: Bounds) -> tuple[int, int]:
 
 
 def intervals_from(state: State) -> list[int]:
-    """What an unfinished number in front of a part's first note in a line can be as an interval; of other states none."""
+    """What an unfinished number of a part's first note in a line can be as an interval; of other states none."""
     if state[:2] != ("number", "interval") or state[2] == "next":
         return []
     value = int(str(state[3]))

@@ -136,6 +136,10 @@ class Grammar:
     def _know_states(self, bounds: Bounds, states: list[State]) -> None:
         """What is known of each state, (S,), and of each with a part of each range of keys, (S, R)."""
         reach = [[automaton.pitches_for(state, its, bounds) for its in self._ranges] for state in states]
+        if self._is_anchored:  # a part's first note in a line may count from an anchor outside of its keys
+            is_before = [state[0] in ("rest", "note") or bool(automaton.intervals_from(state)) for state in states]
+            anywhere = [(127, automaton.NEVER[1])] * len(self._ranges)
+            reach = [anywhere if before else its for its, before in zip(reach, is_before, strict=True)]
         self._below, self._above = self._tensor(reach).movedim(-1, 0).contiguous()
         parts = self._tensor([automaton.parts_for(state, bounds) for state in states], torch.long)
         self._first_part, self._last_part = parts.T.contiguous()
