@@ -5,6 +5,9 @@
     bars          ' in front of the first line of each bar
     anchors       the same, and each part's first note of a bar is written as its key (60=10)
     note-offs     no lengths: a note ends where its part has a note of velocity 0
+    from the key  every pitch is a distance from the header's key
+    roots         a part's first note in a line is a distance from the header's key, the others count on from it
+    across parts  the first note of a line is a distance from the header's key, the others count on, whatever their part
 """
 
 from collections import Counter
@@ -16,7 +19,7 @@ from midigpt.header import nearest_tempo
 from midigpt.normal import GRID, VELOCITY_STEP
 from midigpt.score import Score
 
-SWITCHES = ("high first", "bars", "anchors", "note-offs")
+SWITCHES = ("high first", "bars", "anchors", "note-offs", "from the key", "roots", "across parts")
 Note = tuple[int, int, int, int, int]  # onset, part, pitch, velocity bin (0: its end), length in grid steps
 
 
@@ -58,17 +61,29 @@ def write_lines(score: Score, switch: str) -> tuple[str, list[str]]:
             if score.tracks[part].is_drum or (switch == "anchors" and part not in anchored):
                 text += f"{pitch}="
             else:
-                interval = pitch - running.get(part, reference[part])
+                interval = pitch - _counted_from(switch, part, running, reference, key)
                 text += f"{abs(interval)}{'+' if interval >= 0 else '-'}"
             anchored.add(part)
             if part not in running:
                 reference[part] = pitch
-            running[part] = pitch
+            if not score.tracks[part].is_drum:
+                running[part] = running[-1] = pitch  # -1: of whatever part
             is_given = switch == "note-offs" or length == line_steps
             text += f"{velocity}{'' if is_given else ':' + time_text(length)}|"
         lines.append(f"{text}{time_text(line_steps)}\n")
     anchor = f" key={key}" if pitched else ""
     return f"# tempo={nearest_tempo(score.tempo_bpm)} meter={numerator}/{denominator}{anchor}\n", lines
+
+
+def _counted_from(switch: str, part: int, running: dict[int, int], reference: dict[int, int], key: int) -> int:
+    """The pitch that the next note of a part counts from."""
+    if switch == "from the key":
+        return key
+    if switch == "roots":
+        return running.get(part, key)
+    if switch == "across parts":
+        return running.get(-1, key)
+    return running.get(part, reference[part])
 
 
 def _notes(score: Score, switch: str) -> Iterator[Note]:

@@ -334,6 +334,15 @@ def pitches_for(state: State, keys: range, bounds: Bounds) -> tuple[int, int]:
     return max(leads_to, default=NEVER[0] + 1) - 1, NEVER[1]
 
 
+def intervals_from(state: State) -> list[int]:
+    """What an unfinished number of a part's first note in a line can be as an interval; of other states none."""
+    if state[:2] != ("number", "interval") or state[2] == "next":
+        return []
+    value = int(str(state[3]))
+    longer = [number for tens in (10, 100) for number in range(value * tens, (value + 1) * tens) if value]
+    return [number for number in (value, *longer) if number < 128]
+
+
 def parts_for(state: State, bounds: Bounds) -> tuple[int, int]:
     """The first and the last part whose mark an unfinished number or mark can become; -1 where there is none."""
     text = str(state[-1]) if state[0] == "mark" or (state[0] == "number" and state[2] != "marked") else ""

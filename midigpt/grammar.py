@@ -23,7 +23,8 @@ from midigpt.positions import POSITIONS_A_STEP
 from midigpt.score import IntArray
 from midigpt.tokenizer import START_ID, ranges, token_texts
 
-NOTES = {"interval": "interval", "absolute": "key"}  # the kind of notes by encoding; of others there are no rules
+# The kind of notes by encoding; of others there are no rules.
+NOTES = {"interval": "interval", "anchored": "interval", "absolute": "key"}
 _NONE = -128  # stands for no first interval in a token
 _NOT_NOW = 300  # stands for the pitch of a part that can't come: higher than any that may come before a token
 
@@ -95,7 +96,7 @@ class Grammar:
         if self._has_marks:
             self._know_marks(tables["mark"])
         self._behind = self.marks.index(behind) if self._has_marks and behind else -1 if self._has_marks else 0
-        self._is_new = behind is None
+        self._is_new, self._is_anchored = behind is None, language.encoding == "anchored"
         self._know_parts(bounds, keys, behind)
         self._know_states(bounds, list(states))
 
@@ -129,11 +130,16 @@ class Grammar:
         self._range = self._tensor([self._ranges.index(its) for its in within], torch.long)
         self._lowest = self._tensor([its[0] for its in self._ranges])
         self._is_relative = self._tensor([kind == "interval" for kind in kinds], torch.bool)
+        self._pitched = kinds.index("interval") if "interval" in kinds else 0  # a part that counts from the anchor
         self._spare = self._tensor([its[0] - 1 for its in within])  # any of its keys is above it
 
     def _know_states(self, bounds: Bounds, states: list[State]) -> None:
         """What is known of each state, (S,), and of each with a part of each range of keys, (S, R)."""
         reach = [[automaton.pitches_for(state, its, bounds) for its in self._ranges] for state in states]
+        if self._is_anchored:  # a part's first note in a line may count from an anchor outside of its keys
+            is_before = [state[0] in ("rest", "note") or bool(automaton.intervals_from(state)) for state in states]
+            anywhere = [(127, automaton.NEVER[1])] * len(self._ranges)
+            reach = [anywhere if before else its for its, before in zip(reach, is_before, strict=True)]
         self._below, self._above = self._tensor(reach).movedim(-1, 0).contiguous()
         parts = self._tensor([automaton.parts_for(state, bounds) for state in states], torch.long)
         self._first_part, self._last_part = parts.T.contiguous()
@@ -142,6 +148,21 @@ class Grammar:
         self._is_away = self._tensor(
             [state[:3] == ("number", "interval", "marked") and state[3] != 0 for state in states], torch.bool
         )
+
+        if self._is_anchored:
+            self._know_anchor(states)
+
+    def _know_anchor(self, states: list[State]) -> None:
+        """Whether an unfinished interval from each anchor, 0..127, leads into each range of keys, (128, S * R): other
+        intervals count from a pitch within the range."""
+        leads = np.ones((128, len(states), len(self._ranges)), bool)
+        anchors = np.arange(128)[:, None]
+        for number, state in enumerate(states):
+            if intervals := automaton.intervals_from(state):
+                ends = np.concatenate([anchors + intervals, anchors - intervals], axis=1)  # (128, 2 I)
+                for column, keys in enumerate(self._ranges):
+                    leads[:, number, column] = ((ends >= keys[0]) & (ends <= keys[-1])).any(axis=1)
+        self._leads = torch.from_numpy(leads.reshape(128, -1)).to(self._device)
 
     def _tensor(self, rows: Sequence[object], dtype: torch.dtype = torch.int16) -> Tensor:
         return torch.tensor(rows, dtype=dtype, device=self._device)
@@ -156,7 +177,7 @@ class Grammar:
             for mark, pitch, is_relative, number in zip(
                 self.marks, given, self._is_relative.tolist(), self._range.tolist(), strict=True
             ):
-                if is_relative and pitch not in self._ranges[number]:
+                if is_relative and pitch not in self._ranges[number] and not self._is_anchored:
                     raise ValueError(f"part {mark!r} counts from {pitch}, outside {self._ranges[number]}")
         first = torch.where(self._is_relative, self._tensor(given), self._spare)  # (P,)
 
@@ -187,6 +208,9 @@ class Grammar:
         allowed = (following >= 0) & (before <= self._high[state]) & (before >= self._lowest[keys] + down)
         at = following * len(self._ranges) + keys
         leads_on = (after <= self._below.view(-1)[at]) | (after >= self._above.view(-1)[at])
+        if self._is_anchored:
+            anchor = place.references[:, self._pitched].long().clamp(0, 127)
+            leads_on &= self._leads[anchor].gather(1, at.clamp(min=0))
         if self._has_marks:
             behind = following[:, self._beginnings].clamp(min=0)
             leads_on[:, self._beginnings] |= self._can_be_marks(place).gather(1, behind)
@@ -227,7 +251,8 @@ class Grammar:
         pitch = torch.where(self._keep[at], before, 0) + self._add[at]
         is_first = self._down[at] != _NONE
         first = torch.where(is_first[:, None], (before - self._down[at])[:, None], references.gather(1, column))
-        references = references.scatter(1, column, first)
+        if not self._is_anchored:
+            references = references.scatter(1, column, first)
         is_key = self._is_header[place.state] & ~self._keep[at]
         of_key = self._is_relative if self._has_marks else True
         references = torch.where(is_key[:, None] & of_key, pitch[:, None], references)

@@ -51,7 +51,8 @@ def read_instants(texts: Sequence[str], language: Language = TRACKS) -> Instants
     gives some moment or other; but other encodings than intervals are read in full. Raises LanguageError for a
     header, or in those a line, that is none.
     """
-    if language.encoding != TRACKS.encoding:
+    is_anchored = language.encoding == "anchored"
+    if language.encoding != TRACKS.encoding and not is_anchored:
         texts = [_in_intervals(text, language) for text in texts]
     split = [split_header(text) for text in texts]
     headers = [_header(header) for header, _ in split]
@@ -77,7 +78,7 @@ def read_instants(texts: Sequence[str], language: Language = TRACKS) -> Instants
         part, of_text, headers = _parts(text, mark[sort == ord("@")], at, part, last_newline, headers)
         order = np.argsort(part, kind="stable")
         at, line, part = at[order], line[order], part[order]
-    pitch = _pitches(_number_before(text, at), text[at], part << 32 | line, part, headers)
+    pitch = _pitches(_number_before(text, at), text[at], part << 32 | line, part, headers, is_anchored)
 
     onset = line_begin[line]
     first = np.flatnonzero(_changes(onset) | _changes(part))  # (L,) notes of each instant
@@ -217,17 +218,22 @@ def _number_before(text: NDArray[np.uint8], at: IntArray) -> IntArray:
 
 
 def _pitches(
-    value: IntArray, sign: NDArray[np.uint8], line: IntArray, document: IntArray, headers: list[Header]
+    value: IntArray,
+    sign: NDArray[np.uint8],
+    line: IntArray,
+    document: IntArray,
+    headers: list[Header],
+    is_anchored: bool,
 ) -> IntArray:
     """(N,) MIDI note numbers, whether or not there are such."""
     step = np.where(sign == ord("-"), -value, value)
     is_key = sign == ord("=")
-    is_first = _changes(line)  # notes count from the one before in their line, but a line's first ...
+    is_first = _changes(line)  # notes count from the one before in their line, a line's first from the anchor or ...
     first = np.flatnonzero(is_first)
     keys = np.array([DEFAULT_KEY if header.key is None else header.key for header in headers], np.int64)
     begin = np.where(is_key, value, keys[document] + step)
-    root = _running(step[first], is_key[first] | _changes(document[first]), begin[first])  # ... from the last first
-    begin[first] = root
+    if not is_anchored:  # ... from the last first
+        begin[first] = _running(step[first], is_key[first] | _changes(document[first]), begin[first])
     return _running(step, is_key | is_first, begin)
 
 

@@ -136,7 +136,8 @@ def continuations(
     prepared = Prepared(model)
     for number, reading in enumerate(readings):
         own = replace(drawing, seed=_seed(drawing.seed, number))
-        references = {mark: part.reference for mark, part in reading.parts.items()}
+        anchor = read_header(reading.text).key if language.encoding == "anchored" else None
+        references = {m: part.reference if anchor is None else anchor for m, part in reading.parts.items()}
         keys = {mark: part.keys for mark, part in reading.parts.items()}
         drums = frozenset().union(*(part.drums for part in reading.parts.values()))
         lines = go_on(prepared, tokenizer, language, own, reading.text, references, lengths, keys, drums)

@@ -238,7 +238,7 @@ def test_songs_go_on_part_by_part_in_every_key(player: GPT, of_songs: Tokenizer,
         references = {mark: last.get(mark, 0) + by for mark in marks}
         keys = {mark: range(last[mark] - 9 + by, last[mark] + 12 + by) for mark in last}
         document = f"# tempo=100 meter=4/4 key={60 + by}\n{body}"
-        prepared, lengths = Prepared(player, "float32"), [Length(notes=notes)] * 3
+        prepared, lengths = Prepared(player, "float32"), [Length(notes=notes)] * 6
         written = go_on(prepared, of_songs, SONGS, Drawing(seed=9), document, references, lengths, keys)
         for its in written:
             tracks = decode([document + its.text], SONGS).tracks
@@ -252,6 +252,8 @@ def test_songs_go_on_part_by_part_in_every_key(player: GPT, of_songs: Tokenizer,
     everyone = lines(0, ["0", "12", "d"])
     assert everyone == lines(3, ["0", "12", "d"])
     assert all(re.search(f"{mark}@", "".join(everyone)) for mark in ("0", "12", "d"))
+    begins = {re.match(r"[d.\d]+.", text)[0][-1] for text in everyone}  # type: ignore[index]
+    assert {*begins} & {*"+-"} and not any(text.startswith("12@") for text in everyone)  # which goes on without a mark
     alone = lines(0, ["0"])
     assert all(text.startswith("0@") and text.count("@") == 1 for text in alone)
 

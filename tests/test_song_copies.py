@@ -43,7 +43,7 @@ def test_a_part_gives_what_its_own_document_gives(scores: list[Score]) -> None:
 
 
 @pytest.mark.parametrize("layout", ["track", "song"])
-@pytest.mark.parametrize("encoding", ["absolute", "messages"])
+@pytest.mark.parametrize("encoding", ["anchored", "absolute", "messages"])
 @settings(deadline=None, max_examples=30)
 @given(score=songs)
 def test_other_encodings_give_what_intervals_give(encoding: str, layout: str, score: Score) -> None:

@@ -20,7 +20,8 @@ from midigpt.tokenizer import START_ID, new_tokenizer, token_texts
 from .conftest import melody, midi_files
 from .test_grammar import place_of, reachable, rows_of
 
-SONGS, ABSOLUTE = Language(layout="song"), Language("absolute", "song")
+SONGS, ABSOLUTE = Language("interval", "song"), Language("absolute", "song")
+ANCHORED = Language("anchored", "song")
 HEADER = "# tempo=120 meter=4/4 key=60\n"
 MARKS = ["d", "33", "0.2", "0"]
 START = HEADER + "0@0+1|"
@@ -154,6 +155,7 @@ class Reader:
     references: dict[str, int]
     part: str = ""
     now: int = 0
+    is_anchored: bool = False
     pitches: list[int] = field(default_factory=list)
 
     def read(self, line: str) -> None:
@@ -171,7 +173,7 @@ class Reader:
                 pitch = number
             else:
                 pitch = (self.references[part] if is_first else last) + (number if sign == "+" else -number)
-                if is_first:
+                if is_first and not self.is_anchored:
                     self.references[part] = pitch
             assert (sign == "=") == (part.startswith("d") or not self.references), line
             assert pitch in self.keys[part] and (is_first or pitch > last), line
@@ -202,14 +204,14 @@ def walk(grammar: Grammar, place: Place, tokens: int, seed: int) -> tuple[list[s
 KEYS = {"0": range(30, 90), "0.2": range(20, 100), "12": range(60, 73), "12.2": range(36, 49), "112": range(128)}
 
 
-@pytest.mark.parametrize("language", [SONGS, ABSOLUTE], ids=str)
+@pytest.mark.parametrize("language", [SONGS, ANCHORED, ABSOLUTE], ids=str)
 def test_random_lines_of_many_parts_are_lines(learned: Tokenizer, language: Language) -> None:
     keys = KEYS | {"d": range(35, 82), "d.2": range(35, 82)}
-    references = dict.fromkeys(KEYS, 60) | {"12.2": 48, "d": 0, "d.2": 0}
+    references = dict.fromkeys(KEYS, 60) | {"12.2": 60 if language is ANCHORED else 48, "d": 0, "d.2": 0}
     grammar = Grammar(learned, language, None, False, KEYS, marks=[*keys], behind="12.2")
     texts, times, place = walk(grammar, grammar.start(40, references, 7), 400, 1)
     for row, (text, its_times) in enumerate(zip(texts, times, strict=True)):
-        reader = Reader(keys, dict(references) if language is SONGS else {}, "12.2", 7)
+        reader = Reader(keys, {} if language is ABSOLUTE else dict(references), "12.2", 7, language is ANCHORED)
         expected = []
         lines = text[: text.rfind("\n") + 1].splitlines()
         for line in lines:
@@ -217,14 +219,14 @@ def test_random_lines_of_many_parts_are_lines(learned: Tokenizer, language: Lang
             reader.read(line)
         assert len(lines) > 5 and {*expected} <= {*its_times} and int(place.time[row]) == reader.now
         assert sorted(its_times) == its_times
-        if text.endswith("\n") and language is SONGS:
+        if text.endswith("\n") and language is not ABSOLUTE:
             held = dict(zip(grammar.marks, place.references[row].tolist(), strict=True))
             assert all(held[mark] == pitch for mark, pitch in reader.references.items() if mark in KEYS)
 
 
 def test_random_songs_can_be_decoded(learned: Tokenizer) -> None:
     parts = set()
-    for language, wishes in ((SONGS, {"key": "64"}), (SONGS, {}), (ABSOLUTE, {})):
+    for language, wishes in ((SONGS, {"key": "64"}), (SONGS, {}), (ANCHORED, {}), (ABSOLUTE, {})):
         grammar = Grammar(learned, language, wishes, False, range(40, 90))
         texts, _, place = walk(grammar, grammar.start(25), 250, 2)
         for row, text in enumerate(texts):
@@ -250,19 +252,24 @@ def test_moved_parts_read_the_same(learned: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("behind", ["", "1", "d"])
-def test_there_is_always_something_that_may_come(characters: Tokenizer, behind: str) -> None:
-    """By single characters, from every place that can be reached."""
+@pytest.mark.parametrize("anchor", [None, 0, 45, 62, 127])
+def test_there_is_always_something_that_may_come(characters: Tokenizer, behind: str, anchor: int | None) -> None:
+    """By single characters, from every place that can be reached; anchors may lie outside of a part's keys."""
     keys = {"1": range(60, 62), "12": range(30, 33), "12.2": range(100, 101)}
-    grammar = Grammar(characters, SONGS, keys=keys, drums={36, 39, 112}, marks=[*keys, "d"], behind=behind)
-    starts = [grammar.start(1, {"1": 60, "12": 31, "12.2": 100})]
-    assert len(reachable(grammar, starts)) > 4000
+    language = SONGS if anchor is None else ANCHORED
+    grammar = Grammar(characters, language, keys=keys, drums={36, 39, 112}, marks=[*keys, "d"], behind=behind)
+    references = {"1": 60, "12": 31, "12.2": 100} if anchor is None else dict.fromkeys(keys, anchor)
+    assert len(reachable(grammar, [grammar.start(1, references)])) > (4000 if anchor is None else 1000)
 
 
-def test_a_token_may_come_where_its_characters_may(characters: Tokenizer, learned: Tokenizer) -> None:
+@pytest.mark.parametrize("language", [SONGS, ANCHORED], ids=str)
+def test_a_token_may_come_where_its_characters_may(
+    characters: Tokenizer, learned: Tokenizer, language: Language
+) -> None:
     keys = {"0": range(30, 90), "0.2": range(20, 128), "33": range(60, 73), "110": range(36, 49)}
-    references = {"0": 60, "0.2": 60, "33": 65, "110": 40}
+    references = {"0": 60, "0.2": 60, "33": 65, "110": 40} if language is SONGS else dict.fromkeys(keys, 65)
     single, several = (
-        Grammar(its, SONGS, None, False, keys, marks=[*keys, "d"], behind="33") for its in (characters, learned)
+        Grammar(its, language, None, False, keys, marks=[*keys, "d"], behind="33") for its in (characters, learned)
     )
     letters = {text: number for number, text in enumerate(token_texts(characters))}
     place, rows = single.start(12, references), []
@@ -292,7 +299,7 @@ def test_a_token_may_come_where_its_characters_may(characters: Tokenizer, learne
 # --- real music ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("language", [SONGS, ABSOLUTE, TRACKS], ids=str)
+@pytest.mark.parametrize("language", [SONGS, ANCHORED, ABSOLUTE, TRACKS, Language("anchored", "track")], ids=str)
 def test_real_music_may_come(corpus: Callable[[str], Path], language: Language) -> None:
     """Every line, but those with times that a take has no use for, at its time."""
     files = midi_files(corpus("mini"))[:: 70 if language.is_song else 80]

@@ -51,8 +51,8 @@ def line_steps(line: str) -> int:
 # --- writing ---------------------------------------------------------------------------------------------
 
 
-def write(sheet: Sheet) -> list[str]:
-    """The lines of each document.
+def write(sheet: Sheet, is_anchored: bool = False) -> list[str]:
+    """The lines of each document; with `is_anchored` as anchored.py has them.
 
     A note is two pieces of text (what it is; how long, if not as long as its line), with two more in front for a part
     mark in the song layout, and a line's time is one. Each piece is eight bytes out of a table, unused ones zero; the
@@ -88,7 +88,7 @@ def write(sheet: Sheet) -> list[str]:
         marks = np.stack([mark_table(sheet, mark).view(np.uint64).reshape(-1, 2) for mark in "|\n"])  # (2, P, 2)
         pieces[at[:, None] + [0, 1]] = np.where(has_mark[:, None], marks[before, notes.part], 0)
         before = np.where(has_mark, 2, before)
-    pieces[at + width - 2] = _note_table()[before, _pitch_rows(sheet, document, first), notes.bins]
+    pieces[at + width - 2] = _note_table()[before, _pitch_rows(sheet, document, first, is_anchored), notes.bins]
     pieces[at + width - 1] = _time_table(":")[np.minimum(length, LONG)]
     pieces[time_at] = _time_table("|")[np.minimum(line_time, LONG)]
 
@@ -112,27 +112,29 @@ def _is_new(values: IntArray) -> NDArray[np.bool_]:
     return is_new
 
 
-def _pitch_rows(sheet: Sheet, document: IntArray, first: IntArray) -> IntArray:
+def _pitch_rows(sheet: Sheet, document: IntArray, first: IntArray, is_anchored: bool) -> IntArray:
     """(N,) in which row of the table each note's pitch stands: its interval + 127, or 255 + the drum."""
     if not sheet.marks:  # the first notes of lines are those of parts in lines
-        return _rows_of_parts(sheet.notes.part, sheet.notes.pitch, first, first_pitches(sheet), sheet.is_drum)
+        notes = sheet.notes
+        return _rows_of_parts(notes.part, notes.pitch, first, first_pitches(sheet), sheet.is_drum, is_anchored)
     order = np.argsort(sheet.notes.part, kind="stable")  # part by part, as the track layout has it
     part, onset, pitch = (column[order] for column in (sheet.notes.part, sheet.notes.onset, sheet.notes.pitch))
     keys = np.zeros(len(sheet.marks), np.int64)  # (P,) of the part's header
     keys[part] = first_pitches(sheet)[document[order]]
     rows = np.empty_like(pitch)
-    rows[order] = _rows_of_parts(part, pitch, np.flatnonzero(_is_new(part << 40 | onset)), keys, sheet.is_drum)
+    first = np.flatnonzero(_is_new(part << 40 | onset))
+    rows[order] = _rows_of_parts(part, pitch, first, keys, sheet.is_drum, is_anchored)
     return rows
 
 
 def _rows_of_parts(
-    part: IntArray, pitch: IntArray, first: IntArray, keys: IntArray, is_drum: NDArray[np.bool_]
+    part: IntArray, pitch: IntArray, first: IntArray, keys: IntArray, is_drum: NDArray[np.bool_], is_anchored: bool
 ) -> IntArray:
     """The same of notes ordered by part, `first` of each line; `keys` (P,) is what parts begin at."""
     before = np.arange(-1, len(pitch) - 1)  # the note that each one's pitch is counted from
     before[first[1:]] = first[:-1]
     counted_from = pitch[before]
-    entries = first[_is_new(part[first])]
+    entries = first if is_anchored else first[_is_new(part[first])]
     counted_from[entries] = keys[part[entries]]
     return np.where(is_drum[part], 255 + pitch, 127 + pitch - counted_from)
 
@@ -175,11 +177,14 @@ class _Pitches:
     key: int  # of the header
     is_drum: bool  # in the track layout
     is_song: bool
+    is_anchored: bool
     part: str = ""  # the last note's
     references: dict[str, int] = field(default_factory=dict)  # of each part, the pitch of its first note in a line
 
 
-def read(body: str, header: Header, first: int, is_song: bool) -> tuple[list[Row], int]:
+def read(
+    body: str, header: Header, first: int, is_song: bool, is_anchored: bool = False
+) -> tuple[list[Row], int]:
     """The notes of a document, in normal form or not, and the ticks to the beat in which their times are.
 
     The clock is GRID ticks to the beat, or finer where the text's times need it.
@@ -195,7 +200,7 @@ def read(body: str, header: Header, first: int, is_song: bool) -> tuple[list[Row
         return int(count) * (resolution // int(unit))
 
     rows: list[Row] = []
-    now, pitches = 0, _pitches(header, is_song)
+    now, pitches = 0, _pitches(header, is_song, is_anchored)
     lines = body.removesuffix("\n").split("\n") if body else []
     for number, line in enumerate(lines, start=first):
         try:
@@ -212,13 +217,13 @@ def read(body: str, header: Header, first: int, is_song: bool) -> tuple[list[Row
     return rows, resolution
 
 
-def check_line(line: str, header: Header, is_song: bool) -> None:
+def check_line(line: str, header: Header, is_song: bool, is_anchored: bool = False) -> None:
     """Raises LanguageError where a line can't be the first of a document."""
-    _read_line(line, _pitches(header, is_song))
+    _read_line(line, _pitches(header, is_song, is_anchored))
 
 
-def _pitches(header: Header, is_song: bool) -> _Pitches:
-    return _Pitches(DEFAULT_KEY if header.key is None else header.key, header.is_drum, is_song)
+def _pitches(header: Header, is_song: bool, is_anchored: bool) -> _Pitches:
+    return _Pitches(DEFAULT_KEY if header.key is None else header.key, header.is_drum, is_song, is_anchored)
 
 
 def _read_line(line: str, pitches: _Pitches) -> tuple[list[tuple[str, int, int, str]], str]:
@@ -243,7 +248,7 @@ def _read_line(line: str, pitches: _Pitches) -> tuple[list[tuple[str, int, int, 
         pitch = interval if sign == "=" else counted_from + interval if sign == "+" else counted_from - interval
         if not 0 <= pitch < 128:
             raise LanguageError(f"{note!r} leads to pitch {pitch}, outside 0..127")
-        if part not in before:
+        if part not in before and not pitches.is_anchored:
             pitches.references[part] = pitch
         before[part] = pitch
         pitches.part = part
