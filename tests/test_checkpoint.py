@@ -156,6 +156,15 @@ def test_a_checkpoint_gives_back_model_run_and_state(model: GPT, tokenizer_json:
         assert torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype
 
 
+def test_a_checkpoint_that_does_not_say_counts_tokens(tokenizer_json: Path, tmp_path: Path) -> None:
+    for positions in ("time", "index"):
+        save_checkpoint(tmp_path / "best", build_model(replace(CONFIG, positions=positions)), tokenizer_json, RUN)
+        assert load_checkpoint(tmp_path / "best")[0].config.positions == positions
+    path = tmp_path / "best" / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "midigpt_positions"}))
+    assert load_checkpoint(tmp_path / "best")[0].config.positions == "index"
+
+
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 def test_a_damaged_state_is_told(tokenizer_json: Path, tmp_path: Path, damage: str) -> None:
     save_checkpoint(tmp_path / "latest", random_model(CONFIG), tokenizer_json, RUN, {"a": torch.ones(9)})

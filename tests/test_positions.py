@@ -1,6 +1,9 @@
 """Positions in musical time: of text, in train/*.positions.bin, and in batches."""
 
+import json
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -11,11 +14,15 @@ import torch
 from tokenizers import Tokenizer
 
 from midigpt.batches import Batches
+from midigpt.config import as_table, parse_config
 from midigpt.files import UserError
 from midigpt.language import TRACKS, encode
 from midigpt.midi import read_midi
+from midigpt.model import GPT, model_config
 from midigpt.normal import GRID
 from midigpt.positions import POSITIONS_A_STEP, token_positions
+from midigpt.settings import Config, Shape
+from midigpt.start import check_same, complete
 from midigpt.tokenizer import START_ID, document_tokens, load_tokenizer, token_texts
 from midigpt.train_data import Side, load_side, make_train_bin
 from tests.conftest import SPLIT, midi_files
@@ -146,3 +153,37 @@ def test_positions_may_count_tokens(prepared: Path) -> None:
     by_time, by_index = Batches(side, 2, 8, 0)(3), Batches(side, 2, 8, 0, positions="index")(3)
     assert torch.equal(by_index[0], by_time[0]) and torch.equal(by_index[1], by_time[1])
     assert by_index[2].tolist() == [list(range(8))] * 2 and by_index[2].dtype == torch.int64
+
+
+# --- in a run --------------------------------------------------------------------------------------------
+
+
+def test_gpt2_counts_tokens() -> None:
+    shape = Shape(type="gpt2")
+    assert model_config(shape, 80).positions == "index"
+    assert model_config(replace(shape, type="qwen3"), 80).positions == "time"
+
+
+def test_a_run_goes_on_counting_as_it_began(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sides = {"train": {}, "val": {}, "tokenizer": ""}
+    for kind in ("time", "index"):
+        begun = as_table(Config(model=Shape(positions=kind), epochs=1.0))
+        then = {"config": json.loads(json.dumps(begun, default=str)), "data": sides}
+        for flags, is_same in (([], True), (["--model.positions", kind], True), (["--model.type", "gpt2"], False)):
+            monkeypatch.setattr("sys.argv", ["train.py", *flags])
+            config, _ = complete(parse_config(Config, ""), "", tmp_path, then, None, 10_000)
+            assert config.model.positions == ("index" if "gpt2" in flags else kind)
+            with nullcontext() if is_same else pytest.raises(UserError, match="another shape"):
+                check_same(config, tmp_path, then, sides)
+        monkeypatch.setattr("sys.argv", ["train.py", "--model.positions", "index" if kind == "time" else "time"])
+        config, _ = complete(parse_config(Config, ""), "", tmp_path, then, None, 10_000)
+        with pytest.raises(UserError, match="another shape"):
+            check_same(config, tmp_path, then, sides)
+
+
+def test_a_run_counts_as_the_model_it_begins_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", "--init-from", str(tmp_path)])
+    for kind in ("time", "index"):
+        origin = GPT(model_config(Shape(positions=kind), 80))
+        config, _ = complete(parse_config(Config, ""), "", None, {}, origin, 10_000)
+        assert config.model.positions == kind
