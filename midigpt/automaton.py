@@ -314,8 +314,8 @@ def write_out(start: State, bounds: Bounds) -> tuple[dict[State, int], NDArray[n
 def pitches_for(state: State, keys: range, bounds: Bounds) -> tuple[int, int]:
     """The pitch up to which, and that from which on, what is unfinished can become something other than a mark, in a
     part with these keys; of other states the highest pitch that there can be."""
-    if state[0] in ("begin", "header", "free", "end"):
-        return 127, NEVER[1]
+    if state[0] in ("begin", "header", "free", "end") or state[:2] in (("rest", "interval"), ("note", "interval")):
+        return 127, NEVER[1]  # behind a mark, intervals may count from an anchor outside the part's keys
     kind = state[1]
     if state[0] == "mark" or (state[0] == "number" and not kind):
         return NEVER
@@ -335,7 +335,7 @@ def pitches_for(state: State, keys: range, bounds: Bounds) -> tuple[int, int]:
 
 
 def intervals_from(state: State) -> list[int]:
-    """What an unfinished number in front of a part's first note in a line can be as an interval; of other states none."""
+    """What an unfinished number at a part's first note in a line can be as an interval; of other states none."""
     if state[:2] != ("number", "interval") or state[2] == "next":
         return []
     value = int(str(state[3]))
