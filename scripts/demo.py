@@ -22,10 +22,10 @@ CHORALES = 100
 HELD_OUT = "--val-fraction 0.15 --seed 1"
 PIPELINE = (
     "scripts/index.py",
-    "scripts/dataset.py --layout song",
+    "scripts/dataset.py --layout song --encoding anchored",
     f"scripts/tokenizer.py --vocab-size 256 {HELD_OUT}",
     f"scripts/train_bin.py {HELD_OUT}",
-    "scripts/train.py --config demo --epochs 45",
+    "scripts/train.py --config demo --epochs 60",
     "sample.py --temperature 0.9 --bars 8 --png --wav",
 )
 
