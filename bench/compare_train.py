@@ -17,7 +17,7 @@ from midigpt.batches import Batches
 from midigpt.decoder import Decoder, Prepared
 from midigpt.devices import autocast, keep_freed_memory
 from midigpt.evaluate import evaluation_windows, token_nats
-from midigpt.generate import line_steps, mended
+from midigpt.generate import mended, time_of
 from midigpt.header import LanguageError
 from midigpt.language import Language, decode
 from midigpt.model import GPT, ModelConfig, build_model, flops_per_token
@@ -173,7 +173,7 @@ class _Take:
         if text.endswith("\n"):
             line = mended(self._line)
             self.text += "" if self._is_done else line
-            self._time += line_steps(line, self.language)
+            self._time += time_of(line, self.language)
             self._line, self._place = "", 0
         return position
 
