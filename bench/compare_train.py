@@ -22,7 +22,7 @@ from midigpt.header import LanguageError
 from midigpt.language import Language, decode
 from midigpt.model import GPT, ModelConfig, build_model, flops_per_token
 from midigpt.optimizer import groups, make_optimizers, update
-from midigpt.plan import averaging_weight, learning_rate_factor
+from midigpt.plan import averaging_weight, learning_rate_factor, regularisation
 from midigpt.settings import Config
 from midigpt.tokenizer import START_ID, token_texts
 from midigpt.train_data import Side
@@ -89,13 +89,15 @@ def side(arrays: Any, name: str, a_step: float) -> Side:
 
 
 def train_model(config: ModelConfig, train: Side, steps: int, seed: int, device: str) -> GPT:
-    """The averaged weights after so many steps, by the settings that a run of scripts/train.py has."""
+    """The averaged weights after so many steps, by the settings and rules of a run of scripts/train.py."""
     settings = Config()
+    epochs = steps * BATCH_TOKENS / len(train.tokens)
+    dropout, weight_decay = regularisation(epochs, steps, settings.learning_rate)
     torch.manual_seed(seed)
-    model = build_model(config).to(device)
+    model = build_model(config, dropout).to(device)
     average = copy.deepcopy(model).requires_grad_(False).eval()
     stepped = torch.compile(model) if device.startswith("cuda") else model
-    optimizers = make_optimizers(model, settings.learning_rate, settings.adam_learning_rate, 0.1)
+    optimizers = make_optimizers(model, settings.learning_rate, settings.adam_learning_rate, weight_decay)
     batch = Batches(train, BATCH_TOKENS // config.block_size, config.block_size, seed, device, config.positions)
     for step in range(steps):
         factor = learning_rate_factor(step, steps, settings.warmup_steps, settings.decay)
