@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 from compare_data import MOVES as KEYS
-from compare_data import SWITCHES, Piece, Way, copies, drawn, load_pieces, moved, pack_peer, pack_text
+from compare_data import SWITCHES, Piece, Way, copies, drawn, index_corpus, load_pieces, moved, pack_peer, pack_text
 from compare_text import SWITCHES as TEXT_SWITCHES
 
 from midigpt import workers
@@ -84,12 +84,15 @@ class Run:
 
 # --- what is compared ------------------------------------------------------------------------------------
 
-INTERVALS = Way("intervals")
+ANCHORED = Way("anchored intervals")
 ABSOLUTE = Way("absolute", "absolute")
 ENCODINGS = [
-    INTERVALS,
-    replace(INTERVALS, name="intervals, a document a track", layout="track"),
+    ANCHORED,
+    replace(ANCHORED, name="anchored intervals, tracks", layout="track"),
+    Way("intervals", "interval"),
+    Way("intervals, tracks", "interval", "track"),
     ABSOLUTE,
+    replace(ABSOLUTE, name="absolute, tracks", layout="track"),
     replace(ABSOLUTE, name="absolute, 12 keys", keys=12),
     Way("index score (B)", "indexscore"),
     Way("characters (D)", "characters"),
@@ -101,22 +104,23 @@ ENCODINGS = [
 ]
 POSITIONS = [
     replace(way, name=f"{way.name}, by {kind}", positions=kind)
-    for way in (INTERVALS, ABSOLUTE)
+    for way in (ANCHORED, ABSOLUTE)
     for kind in ("time", "index")
 ]
-POSITIONS += [replace(INTERVALS, name=f"intervals, by time, {n} a step", a_step=n) for n in (1, 16)]
+POSITIONS += [replace(ANCHORED, name=f"anchored intervals, by time, {n} a step", a_step=n) for n in (1, 16)]
 SIZES = [
-    replace(INTERVALS, name=f"vocabulary {size or 'without merges'}", vocab_size=size)
+    replace(ANCHORED, name=f"vocabulary {size or 'without merges'}", vocab_size=size)
     for size in (0, 512, 1024, 2048, 4096, 16384)
 ]
+MAIN = ("anchored intervals", "intervals", "absolute", "absolute, 12 keys", "MidiTok REMI")
 WAYS: dict[str, list[Way]] = {
     "encodings": ENCODINGS,
-    "switches": [INTERVALS, *(replace(INTERVALS, name=name, switch=name) for name in (*TEXT_SWITCHES, *SWITCHES))],
+    "switches": [ANCHORED, *(replace(ANCHORED, name=name, switch=name) for name in (*TEXT_SWITCHES, *SWITCHES))],
     "vocabulary": SIZES,
     "positions": POSITIONS,
-    "notes": [way for way in ENCODINGS if way.name in ("intervals", "absolute", "absolute, 12 keys", "MidiTok REMI")],
-    "curves": [way for way in ENCODINGS if way.name in ("intervals", "absolute", "absolute, 12 keys", "MidiTok REMI")],
-    "blocks": [replace(INTERVALS, name=f"blocks of {size}", block_size=size) for size in (128, 256, 512)],
+    "notes": [way for way in ENCODINGS if way.name in MAIN],
+    "curves": [way for way in ENCODINGS if way.name in MAIN],
+    "blocks": [replace(ANCHORED, name=f"blocks of {size}", block_size=size) for size in (128, 256, 512)],
 }
 
 
@@ -147,7 +151,7 @@ def prepare(args: Args, run: Run) -> Path:
     path = args.work / "data" / f"{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}.npz"
     if path.exists():
         return path
-    train, val = load_pieces(run.corpus, args.work / "corpora" / run.corpus.name, run.pieces, args.val_pieces)
+    train, val = load_pieces(args.work / "corpora" / run.corpus.name, run.pieces, args.val_pieces)
     if not train or not val:
         raise UserError(f"{run.corpus} has too few songs to hold some out")
     held_out = normal_pieces(run.way, val)
@@ -237,8 +241,8 @@ def tables(args: Args, rows: list[tuple[Run, dict[str, Any]]]) -> str:
 
 def main(args: Args) -> None:
     runs = list({run.key(args): run for run in planned(args)}.values())
-    for run in runs:  # one after another: all runs of a way share its data
-        prepare(args, run)
+    for corpus in args.corpora:
+        index_corpus(corpus, args.work / "corpora" / corpus.name)
     rows: list[tuple[Run, dict[str, Any]]] = []
     begun = time.perf_counter()
     for run, row in workers.run(partial(perform, args=args), runs, args.workers):

@@ -39,7 +39,7 @@ class Way:
     """A way of writing music for a model."""
 
     name: str
-    encoding: str = "interval"  # a module of midigpt/encodings, or MidiTok's remi or tsd
+    encoding: str = "anchored"  # a module of midigpt/encodings, or MidiTok's remi or tsd
     layout: str = "song"
     vocab_size: int = 2048  # 0: no merges
     keys: int = 1  # copies of each training piece, in different keys
@@ -69,14 +69,17 @@ class Piece:
 # --- pieces ----------------------------------------------------------------------------------------------
 
 
-def load_pieces(folder: Path, work: Path, most_train: int, most_val: int) -> tuple[list[Piece], list[Piece]]:
-    """Training and held-out pieces of a folder of MIDI files, without duplicates, in the order of a hash.
+def index_corpus(folder: Path, work: Path) -> None:
+    """Make `work` the working folder of a folder of MIDI files: which are duplicates, and which are held out."""
+    index_files(work, str(folder))
+    make_dataset(work, Options())
+
+
+def load_pieces(work: Path, most_train: int, most_val: int) -> tuple[list[Piece], list[Piece]]:
+    """Training and held-out pieces of a working folder, without duplicates, in the order of a hash.
 
     So the first pieces are a fair sample, and a smaller sample is part of a larger.
     """
-    if not (work / "cache" / "index.sqlite").exists():
-        index_files(work, str(folder))
-        make_dataset(work, Options())
     with closing(open_index(work)) as index:
         raw_data = data_folder(index, work, "raw_data")
         paths = dict(index.execute("SELECT name, path FROM files"))
@@ -184,7 +187,7 @@ def pack_text(way: Way, sides: dict[str, list[tuple[str, Score]]]) -> tuple[dict
         side: [(name, *document) for name, score in pieces for document in write_document(way, score)]
         for side, pieces in sides.items()
     }
-    alphabet = [*base_alphabet(language), *("'" if way.switch in ("bars", "anchors") else "")]
+    alphabet = [*base_alphabet(language), *("'" if way.switch == "bars" else "")]
     tokenizer, trainer = new_tokenizer(way.vocab_size or len(alphabet) + 1, language)
     trainer.initial_alphabet, trainer.limit_alphabet = alphabet, len(alphabet)
     tokenizer.train_from_iterator(_to_learn(written["train"]), trainer)

@@ -1,13 +1,14 @@
-"""The interval language's switches as bench/compare.py tries them: the same notes, written in other ways.
+"""The anchored language's switches as bench/compare.py tries them: the same notes, written in other ways.
 
-    ""            as midigpt/encodings/interval.py writes them (a test compares the two)
+    ""            as midigpt/encodings/anchored.py writes them
+    chained       a part's first note counts from its first in the line before, as in interval.py
+    from the key  every pitch is a distance from the header's key
+    across parts  the first note of a line is a distance from the header's key, the others count on, whatever their part
     high first    within a part the highest note first
     bars          ' in front of the first line of each bar
-    anchors       the same, and each part's first note of a bar is written as its key (60=10)
     note-offs     no lengths: a note ends where its part has a note of velocity 0
-    from the key  every pitch is a distance from the header's key
-    roots         a part's first note in a line is a distance from the header's key, the others count on from it
-    across parts  the first note of a line is a distance from the header's key, the others count on, whatever their part
+
+Tests compare the first two with the modules named.
 """
 
 from collections import Counter
@@ -19,7 +20,7 @@ from midigpt.header import nearest_tempo
 from midigpt.normal import GRID, VELOCITY_STEP
 from midigpt.score import Score
 
-SWITCHES = ("high first", "bars", "anchors", "note-offs", "from the key", "roots", "across parts")
+SWITCHES = ("chained", "from the key", "across parts", "high first", "bars", "note-offs")
 Note = tuple[int, int, int, int, int]  # onset, part, pitch, velocity bin (0: its end), length in grid steps
 
 
@@ -44,7 +45,7 @@ def write_lines(score: Score, switch: str) -> tuple[str, list[str]]:
     numerator, denominator = score.meter
     bar_steps = Fraction(4 * GRID * numerator, denominator)
     lines = [f"{time_text(notes[0][0])}\n"] if notes[0][0] else []
-    part_now, bar_now, anchored = -1, -1, set()
+    part_now, bar_now = -1, -1
     instants = _instants(notes)
     ends = [instant[0][0] for instant in instants[1:]]
     ends.append(max(onset + length for onset, *_, length in instants[-1]))
@@ -52,18 +53,16 @@ def write_lines(score: Score, switch: str) -> tuple[str, list[str]]:
         onset = instant[0][0]
         line_steps = max(end - onset, 1)
         bar = onset // bar_steps
-        text = "'" if switch in ("bars", "anchors") and bar != bar_now else ""
-        anchored = anchored if bar == bar_now else set()
+        text = "'" if switch == "bars" and bar != bar_now else ""
         bar_now, running = bar, {}
         for _, part, pitch, velocity, length in _ordered(instant, switch):
             text += f"{marks[part]}@" if part != part_now else ""
             part_now = part
-            if score.tracks[part].is_drum or (switch == "anchors" and part not in anchored):
+            if score.tracks[part].is_drum:
                 text += f"{pitch}="
             else:
                 interval = pitch - _counted_from(switch, part, running, reference, key)
                 text += f"{abs(interval)}{'+' if interval >= 0 else '-'}"
-            anchored.add(part)
             if part not in running:
                 reference[part] = pitch
             if not score.tracks[part].is_drum:
@@ -79,11 +78,9 @@ def _counted_from(switch: str, part: int, running: dict[int, int], reference: di
     """The pitch that the next note of a part counts from."""
     if switch == "from the key":
         return key
-    if switch == "roots":
-        return running.get(part, key)
     if switch == "across parts":
         return running.get(-1, key)
-    return running.get(part, reference[part])
+    return running.get(part, reference[part] if switch == "chained" else key)
 
 
 def _notes(score: Score, switch: str) -> Iterator[Note]:

@@ -19,18 +19,18 @@ from midigpt.normal import normalise
 from midigpt.score import Score, track_from_notes
 from tests.test_language import scores
 
-SONG = Language(layout="song")
+SONG = Language("anchored", "song")
 
 
 @given(scores)
 @settings(max_examples=100, deadline=None)
 def test_text_without_a_switch_is_the_language(score: Score) -> None:
     normal = normalise(score, "song")
-    if not normal.notes:
-        return
-    header, lines = write_lines(normal, "")
-    (document,) = encode(normal, language=SONG)
-    assert (header, "".join(lines)) == (document.header, document.body)
+    for switch, language in (("", SONG), ("chained", Language("interval", "song"))):
+        if normal.notes:
+            header, lines = write_lines(normal, switch)
+            (document,) = encode(normal, language=language)
+            assert (header, "".join(lines)) == (document.header, document.body)
 
 
 def chords(moved_by: int = 0) -> Score:
@@ -47,8 +47,8 @@ def test_switches_write_the_same_notes_in_other_ways() -> None:
     assert body("high first").startswith("0@7+10|3-10|4-10|d@36=13|1/1\n0@")
     assert re.findall(r"^'", body("bars"), re.MULTILINE) == ["'"] * 2
     assert body("bars").replace("'", "") == body("")
-    assert body("anchors").startswith("'0@60=10|4+10|3+10|d@36=13|1/1\n")
-    assert "'72=10|d@36=13|1/1\n" in body("anchors")
+    assert body("from the key").startswith("0@0+10|4+10|7+10|d@36=13|1/1\n")
+    assert body("chained").endswith("12+10|d@36=13|1/1\n")
     ends = re.findall(r"[+-]0\|", body("note-offs"))
     assert len(ends) == 6 and ":" not in body("note-offs")
     assert body("note-offs").endswith("12+0|d@36=0|1/24\n") or body("note-offs").count("36=0|") == 2
@@ -74,7 +74,7 @@ def test_moved_pieces_and_copies_are_the_same_music() -> None:
 
 
 def test_positions_count_the_steps_and_the_place_in_the_line() -> None:
-    way = Way("intervals", vocab_size=0)
+    way = Way("anchored intervals", vocab_size=0)
     score = normalise(chords(), "song")
     sides = {name: [("a", score)] for name in ("train", "val", "moved")}
     arrays, tokenizer = pack_text(way, sides)
@@ -107,7 +107,7 @@ def test_a_small_comparison_runs_and_goes_on(corpora: Path, tmp_path: Path, caps
     args = Args(
         corpora=(corpora,),
         study=("encodings", "notes"),
-        only=("intervals", "absolute"),
+        only=("anchored intervals", "absolute"),
         work=tmp_path / "work",
         pflop=2e-6,
         notes=20_000,
@@ -125,7 +125,7 @@ def test_a_small_comparison_runs_and_goes_on(corpora: Path, tmp_path: Path, caps
     for row in rows:
         assert row["val_notes"] % 60 == 0 and 0 < row["bits_per_note"] < 40
         assert 0 <= row["valid"] <= 1 and row["notes_per_second"] >= 0
-        if row["way"]["encoding"] == "interval":
+        if row["way"]["encoding"] == "anchored":
             assert row["moved_bits_per_note"] == pytest.approx(row["bits_per_note"], rel=1e-4)
         if row["equal"] == "notes":
             assert row["notes_seen"] == pytest.approx(args.notes, rel=0.2)
