@@ -25,7 +25,7 @@ PIPELINE = (
     "scripts/dataset.py --layout song --encoding anchored",
     f"scripts/tokenizer.py --vocab-size 256 {HELD_OUT}",
     f"scripts/train_bin.py {HELD_OUT}",
-    "scripts/train.py --config demo --epochs 60",
+    "scripts/train.py --config demo --epochs 45",
     "sample.py --temperature 0.9 --bars 8 --png --wav",
 )
 

@@ -46,7 +46,7 @@ def test_the_demo_ends_with_a_take_its_picture_and_its_sound(
     monkeypatch.setattr(demo, "CHORALES", 15)
     monkeypatch.setattr(demo.workers, "run", lambda _, tasks, __: ((task, converted(task)) for task in tasks))
     monkeypatch.setattr(
-        demo, "PIPELINE", tuple(step.replace("--epochs 60", "--max-steps 40") for step in demo.PIPELINE)
+        demo, "PIPELINE", tuple(step.replace("--epochs 45", "--max-steps 40") for step in demo.PIPELINE)
     )
     demo.main(demo.Args(tmp_path))
     out, _ = capfd.readouterr()
