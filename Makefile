@@ -7,7 +7,7 @@ WORK = --root "$(ROOT)" $(ARGS)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup index dataset doctor tokenizer train-bin train plot sample evaluate demo test clean
+.PHONY: help setup index dataset doctor tokenizer train-bin train plot sample evaluate compare demo test clean
 
 help:
 	@echo 'make demo         the whole way on 100 Bach chorales, in minutes: start here'
@@ -23,6 +23,8 @@ help:
 	@echo 'make plot         draw the curves of runs to a .png   ARGS="--runs NAME OTHER"'
 	@echo 'make sample       write a new .mid to out/            ARGS="--prompt song.mid --takes 5"'
 	@echo 'make evaluate     takes against held-out pieces       ARGS="--run NAME --takes 200"'
+	@echo
+	@echo 'make compare      which language your music is best written in, by bits per note'
 	@echo
 	@echo 'make test         all tests (test-NAME: those whose name contains NAME)'
 	@echo 'make clean        remove what the steps up to train-bin made; runs, takes and raw_data stay'
@@ -43,6 +45,10 @@ help:
 	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
 	@touch $@
 
+.venv/setup-compare: .venv/setup
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[compare]'
+	@touch $@
+
 setup: .venv/setup
 
 index dataset doctor tokenizer train plot evaluate: .venv/setup
@@ -56,6 +62,9 @@ train-bin: .venv/setup
 
 sample: .venv/setup
 	@$(RUN) sample.py $(WORK)
+
+compare: .venv/setup-compare
+	@$(RUN) bench/compare.py $(WORK)
 
 demo: .venv/setup-demo
 	@$(RUN) scripts/demo.py $(if $(filter command,$(firstword $(origin ROOT))),--root "$(ROOT)") $(ARGS)
