@@ -4,11 +4,12 @@
     python bench/compare.py --corpora FOLDER FOLDER --study encodings curves --work compare --seeds 2
     python bench/compare.py --corpora FOLDER --device cuda --workers 1 --pflop 200 --n-layer 6 --n-head 6 --n-embd 384
 
-Each corpus is a folder of MIDI files (MidiTok is compared with where it is installed). Its duplicates are left out and a tenth of its songs is held out, the same ones
-for every way. Each run trains the same model from random weights on what a way makes of the training pieces: for the
-same number of arithmetic operations (--pflop; a run with another vocabulary makes other numbers of steps), or, in the
-study "notes", for the same number of notes. The last weights, averaged as a run's always are, are evaluated; nothing is
-stopped early. What is finished is kept in --work and not made again, so the same command goes on after an interruption.
+Each corpus is a folder of MIDI files. Its duplicates are left out and a tenth of its songs is held out, the same ones
+for every way; MidiTok is among the ways where it is installed. Each run trains the same model from random weights on
+what a way makes of the training pieces: for the same number of arithmetic operations (--pflop; a run with another
+vocabulary makes other numbers of steps), or, in the study "notes", for the same number of notes. The last weights,
+averaged as a run's always are, are evaluated; nothing is stopped early. What is finished is kept in --work and not made
+again, so the same command goes on after an interruption.
 """
 
 import hashlib
