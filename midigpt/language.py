@@ -38,8 +38,8 @@ ENCODINGS = sorted(path.stem for path in Path(__file__).with_name("encodings").g
 class Language:
     """What documents are written in. Raises UserError for an encoding that there is not."""
 
-    encoding: str = "interval"  # a module of midigpt/encodings
-    layout: Layout = "track"
+    encoding: str = "anchored"  # a module of midigpt/encodings
+    layout: Layout = "song"
 
     def __post_init__(self) -> None:
         if self.encoding not in ENCODINGS:
@@ -75,7 +75,7 @@ class Language:
         return self.layout == "song"
 
 
-TRACKS = Language(layout="track")
+TRACKS = Language("interval", "track")
 
 
 def read_language(text: str) -> Language:

@@ -36,7 +36,7 @@ from midigpt.tokenizer import learn_tokenizer
 from midigpt.train_data import make_train_bin
 from tests.conftest import SPLIT, TINY, contents, make_songs, melody, ok, refusal, run_script
 
-SONGS = Language(layout="song")
+SONGS = Language()
 FLAGS = ("--takes", "12", "--notes", "20")
 
 

@@ -25,7 +25,7 @@ from midigpt.tokenizer import START_ID, document_tokens, new_tokenizer, token_te
 from .conftest import melody
 
 SMALLEST = len(TRACKS.alphabet) + 1  # vocabulary
-SONGS = Language(layout="song")
+SONGS = Language("interval", "song")
 CONFIG = ModelConfig(
     vocab_size=SMALLEST, block_size=64, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, n_hidden=32
 )

@@ -191,7 +191,7 @@ def test_a_prompt_of_drums_is_continued_by_drums_and_that_is_said(trained: Path,
 @pytest.fixture(scope="module")
 def song_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that knows nothing but the song layout."""
-    folder, language = tmp_path_factory.mktemp("songs"), Language(layout="song")
+    folder, language = tmp_path_factory.mktemp("songs"), Language()
     tokenizer, trainer = new_tokenizer(len(language.alphabet) + 1, language)
     tokenizer.train_from_iterator(["\n"], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -17,7 +17,7 @@ from tests.conftest import melody
 from tests.test_copies import index_of
 from tests.test_song_layout import songs
 
-SONG = Language(layout="song")
+SONG = Language("interval", "song")
 COLUMNS = ("onset", "moment", "notes")
 
 
@@ -47,7 +47,7 @@ def test_a_part_gives_what_its_own_document_gives(scores: list[Score]) -> None:
 @settings(deadline=None, max_examples=30)
 @given(score=songs)
 def test_other_encodings_give_what_intervals_give(encoding: str, layout: str, score: Score) -> None:
-    written, ours = Language(encoding, layout), Language(layout=layout)
+    written, ours = Language(encoding, layout), Language("interval", layout)
     texts = ([document.text for document in encode(score, language=language)] for language in (written, ours))
     first, second = (read_instants(some, of) for some, of in zip(texts, (written, ours), strict=True))
     for column in (*COLUMNS, "part", "text"):

@@ -24,7 +24,7 @@ from midigpt.tokenizer import START_ID, learn_tokenizer, load_tokenizer, token_t
 from midigpt.train_data import load_side, make_train_bin
 from tests.conftest import PROJECT, SPLIT, documents, melody, ok, refusal, run_script, tables
 
-SONG = Language(layout="song")
+SONG = Language("interval", "song")
 
 
 def band(seed: int) -> Score:

@@ -18,7 +18,7 @@ from midigpt.score import Score, Track, track_from_notes
 from tests.conftest import PROJECT, midi_files
 from tests.test_language import scores, tracks
 
-SONG = Language(layout="song")
+SONG = Language("interval", "song")
 few_programs = st.builds(lambda track, program: replace(track, program=program), tracks, st.sampled_from([0, 1, 33]))
 songs = st.builds(
     lambda score, parts: replace(score, tracks=tuple(parts)), scores, st.lists(few_programs, min_size=1, max_size=6)
@@ -124,8 +124,9 @@ def test_any_text_of_the_grammar_is_read(lines: list[list[tuple[str, int]]]) -> 
 def test_the_example_of_the_specification() -> None:
     specification = (PROJECT / "docs" / "language.md").read_text()
     (text,) = re.findall(r"```midi-text\n(# tempo.*?)```", specification, re.S)
-    score = decode([text], SONG)
-    assert song(score).text == text
+    anchored = Language("anchored", "song")
+    score = decode([text], anchored)
+    assert encode(score, language=anchored)[0].text == text
     assert [(t.program, t.is_drum) for t in score.tracks] == [(0, False), (33, False), (33, False), (0, True)]
     assert pitches(score) == [[60, 64, 62, 65], [36, 41], [48], [36, 42, 42, 38, 42]]
 

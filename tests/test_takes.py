@@ -23,9 +23,9 @@ from midigpt.takes import continuations, differences, find_model, read_prompt, r
 from midigpt.tokenizer import new_tokenizer
 from tests.conftest import melody, midi_files
 
-SONGS = Language(layout="song")
+SONGS = Language("interval", "song")
 ANCHORED = Language("anchored", "song")
-LANGUAGES = pytest.mark.parametrize("language", [TRACKS, SONGS], ids=["tracks", "songs"])
+LANGUAGES = pytest.mark.parametrize("language", [TRACKS, SONGS, Language()], ids=["tracks", "songs", "anchored"])
 MORE_LANGUAGES = pytest.mark.parametrize("language", [TRACKS, SONGS, ANCHORED], ids=["tracks", "songs", "anchored"])
 
 
