@@ -2,6 +2,7 @@
 
     ""            as midigpt/encodings/anchored.py writes them
     chained       a part's first note counts from its first in the line before, as in interval.py
+    chained bars  the same, but a part's first note in a bar counts from the header's key
     from the key  every pitch is a distance from the header's key
     across parts  the first note of a line is a distance from the header's key, the others count on, whatever their part
     high first    within a part the highest note first
@@ -20,7 +21,7 @@ from midigpt.header import nearest_tempo
 from midigpt.normal import GRID, VELOCITY_STEP
 from midigpt.score import Score
 
-SWITCHES = ("chained", "from the key", "across parts", "high first", "bars", "note-offs")
+SWITCHES = ("chained", "chained bars", "from the key", "across parts", "high first", "bars", "note-offs")
 Note = tuple[int, int, int, int, int]  # onset, part, pitch, velocity bin (0: its end), length in grid steps
 
 
@@ -54,6 +55,8 @@ def write_lines(score: Score, switch: str) -> tuple[str, list[str]]:
         line_steps = max(end - onset, 1)
         bar = onset // bar_steps
         text = "'" if switch == "bars" and bar != bar_now else ""
+        if switch == "chained bars" and bar != bar_now:
+            reference = dict.fromkeys(reference, key)
         bar_now, running = bar, {}
         for _, part, pitch, velocity, length in _ordered(instant, switch):
             text += f"{marks[part]}@" if part != part_now else ""
@@ -80,7 +83,7 @@ def _counted_from(switch: str, part: int, running: dict[int, int], reference: di
         return key
     if switch == "across parts":
         return running.get(-1, key)
-    return running.get(part, reference[part] if switch == "chained" else key)
+    return running.get(part, reference[part] if switch.startswith("chained") else key)
 
 
 def _notes(score: Score, switch: str) -> Iterator[Note]:
