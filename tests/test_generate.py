@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from midigpt.decoder import Decoder, Prepared
+from midigpt.encodings.characters import FIRST_NOTE, FIRST_TIME
 from midigpt.files import UserError
 from midigpt.generate import Drawing, Length, Writer, compose, draw, go_on, placed, without_key
 from midigpt.grammar import Grammar
@@ -21,7 +22,7 @@ from midigpt.model import GPT, ModelConfig, build_model
 from midigpt.normal import Layout
 from midigpt.positions import token_positions
 from midigpt.score import Score
-from midigpt.tokenizer import START_ID, document_tokens, new_tokenizer, token_texts
+from midigpt.tokenizer import START_ID, base_alphabet, document_tokens, new_tokenizer, token_texts
 
 from .conftest import melody
 
@@ -283,6 +284,18 @@ def test_what_has_no_grammar_is_cut_where_it_can_not_be_read(
     keys = {part: range(48, 72)}
     for lines in go_on(prepared, tokenizer, language, Drawing(), document, {part: 60}, lengths, keys):
         assert (lines.text, lines.notes, lines.end, lines.refused) == (body, 2, 36, 0 if is_readable else 2)
+
+
+def test_what_no_midi_file_can_hold_is_left_out(untrained: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    language = Language("characters", "track")
+    tokenizer, trainer = new_tokenizer(len(base_alphabet(language)) + 1, language)
+    tokenizer.train_from_iterator(["\n"], trainer)
+    for length, takes in ((400, 1), (511, 0)):  # of 512, the last a MIDI file's longest
+        note = chr(FIRST_NOTE + (60 << 13 | 9 << 9 | length))
+        script = f"# program=0 tempo=100 meter=4/4 key=60\n{note}{chr(FIRST_TIME + 24)}\n"
+        decoder = Scripted(tokenizer, script, 999, 1, tokenizer.get_vocab_size())
+        monkeypatch.setattr("midigpt.generate.Decoder", lambda *_, its=decoder: its)
+        assert compose(untrained, tokenizer, language, Drawing()) == [script] * takes
 
 
 def test_lines_without_notes_come_to_an_end(untrained: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
