@@ -88,7 +88,6 @@ class Lines:
     text: str
     notes: int
     end: int  # grid steps from the first line's beginning to the last one's end
-    refused: int = 0  # lines that came behind, from the first that can't be read on
 
 
 Placed = tuple[int, int]  # a token and its position (midigpt/positions.py)
@@ -196,7 +195,7 @@ def _cut(written: Lines, document: str, language: Language) -> Lines:
     )
     steps = sum(time_of(line, language) for line in lines[:kept])
     text = "".join(lines[:kept])
-    return Lines(text, language.module.count_notes(text), steps, len(lines) - kept)
+    return Lines(text, language.module.count_notes(text), steps)
 
 
 def time_of(line: str, language: Language) -> int:
