@@ -15,7 +15,7 @@ help:
 	@echo
 	@echo 'Your own music: put MIDI files into raw_data/ (subfolders are fine), then'
 	@echo 'make index        list the MIDI files'
-	@echo 'make dataset      convert them to text (dataset-100: 100 files more)   ARGS="--layout song"'
+	@echo 'make dataset      convert them to text (dataset-100: 100 files more)   ARGS="--layout track"'
 	@echo 'make doctor       what is in the folder and what to do about it: cache/doctor.html'
 	@echo 'make tokenizer    learn the tokenizer                 ARGS="--vocab-size 4096"'
 	@echo 'make train-bin    pack the tokens                     ARGS="--val-fraction 0.05"'

@@ -146,6 +146,7 @@ def write_takes(
     """Write all takes that are asked for, or the one of that number alone; with a recipe, or one made here."""
     from midigpt.checkpoint import load_checkpoint
     from midigpt.copies import open_copies
+    from midigpt.grammar import NOTES
     from midigpt.language import read_language
     from midigpt.prompt import load_prompt
     from midigpt.takes import fingerprint, versions, write_recipe
@@ -160,6 +161,9 @@ def write_takes(
         recipe = {"model": fingerprint(folder), "by": str(folder), "flags": flags}
         recipe |= {"prompt_sha256": file_sha256(prompt.path)} if prompt else {}
     recipe |= {"versions": versions(device)}
+    flag = "--keys" if args.keys else "--program" if args.program and language.is_song else ""
+    if flag and language.encoding not in NOTES:
+        raise UserError(f"{flag} can't be kept to: lines of the encoding {language.encoding} are written freely")
     cut = prompt.cut(args.at) if prompt else 0
     if prompt:
         compose = continue_prompt(args, model, tokenizer, language, prompt, cut)

@@ -162,7 +162,8 @@ def _measured(function: Callable[..., dict[str, float]], *args: Any) -> dict[str
 
 def main(args: Args) -> None:
     if language(args.root) != TRACKS:
-        raise UserError(f"this asks about documents of tracks; {args.root} has others")
+        again = 'make dataset ARGS="--layout track --encoding interval"'
+        raise UserError(f"this asks about documents of tracks; {args.root} has others; make them with: {again}")
     row = alone(read, args.root)
     print(f"{row['notes'] / 1e6:.2f} M training notes\n")
     print("| in one process | wall s | CPU s | peak MiB | M instants | blocks | index MB |")

@@ -3,7 +3,8 @@
 What the model writes is held to the normal form where that can be seen character by character: a document's first
 interval is `0+`, the notes of a line ascend, parts come in their order and are marked where they change, times are on
 the grid and in lowest terms. And to what a player expects of a take: it begins with a note, waits and notes that last
-for many bars are slips, drums are those of General MIDI. Of other encodings than these two only the header is known.
+for many bars are slips, drums are those of General MIDI. Of encodings other than intervals and absolute pitch only the
+header is known.
 """
 
 import math

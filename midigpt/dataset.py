@@ -28,7 +28,7 @@ from midigpt.duplicates import Print, clusters, share_within
 from midigpt.executors import Executor
 from midigpt.files import UserError, printable
 from midigpt.filters import Filters
-from midigpt.index import data_folder, document_names, open_index, set_setting, setting, shard_name
+from midigpt.index import data_folder, document_names, language_of, open_index, set_setting, setting, shard_name
 from midigpt.language import Language
 from midigpt.normal import Layout
 from midigpt.storage import UNREADABLE, Folder
@@ -115,9 +115,8 @@ def make_dataset(root: Path, options: Options = DEFAULT) -> Summary:
 def _settle(index: sqlite3.Connection, options: Options) -> tuple[Language, dict[str, str]]:
     """The language that documents are to be in, as asked for now, else as before, and what the last time's options
     were where they were others; what it is now is remembered."""
-    usual = Language()
-    last = {"encoding": usual.encoding, "layout": usual.layout, "filters": ""}
-    last = {key: setting(index, key, default) for key, default in last.items()}
+    spoken = language_of(index)
+    last = {"encoding": spoken.encoding, "layout": spoken.layout, "filters": setting(index, "filters")}
     asked = {"encoding": options.encoding, "layout": options.layout, "filters": str(options.filters)}
     now = {key: last[key] if value is None else value for key, value in asked.items()}
     language = Language(now["encoding"], "song" if now["layout"] == "song" else "track")

@@ -93,7 +93,7 @@ def _grams(interval: IntArray, is_new_part: NDArray[np.bool_]) -> tuple[NDArray[
 
 
 def score_print(score: Score) -> Print:
-    """The print of a score in normal form (midigpt.language.normalise)."""
+    """The print of a score in normal form (midigpt.normal.normalise)."""
     return batch_prints([[track for track in score.tracks if not track.is_drum]])[0]
 
 

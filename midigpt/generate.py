@@ -28,6 +28,7 @@ from midigpt.tokenizer import START_ID, document_tokens, line_steps, token_texts
 MAX_NOTES = 1000  # of a take that the model does not end
 AT_ONCE, AT_ONCE_ON_GPU = 64, 256  # takes; more are written in turns
 TOKENS_A_NOTE = 50  # that are waited for, and no more: lines without rules may have no notes
+LONGEST = 1 << 22  # grid steps of a take without rules, a day at 120 beats a minute: MIDI files can't hold any silence
 KEPT = 0.75  # of a full context, when room is made in it
 FIRST_LOOK, TOKENS_A_LOOK = 4, 32  # tokens drawn before the host looks at them: at first few, then twice as many
 SPAN = 256  # a captured step reads the cache in multiples of this many tokens
@@ -87,7 +88,6 @@ class Lines:
     text: str
     notes: int
     end: int  # grid steps from the first line's beginning to the last one's end
-    refused: int = 0  # lines that came behind, from the first that can't be read on
 
 
 Placed = tuple[int, int]  # a token and its position (midigpt/positions.py)
@@ -180,11 +180,11 @@ def _write(
 
 
 def _readable(document: str, language: Language) -> bool:
+    """Whether a MIDI file can be made of a document in an encoding without rules."""
     try:
-        decode([document], language)
+        return decode([document], language).end <= LONGEST
     except LanguageError:
         return False
-    return True
 
 
 def _cut(written: Lines, document: str, language: Language) -> Lines:
@@ -195,7 +195,7 @@ def _cut(written: Lines, document: str, language: Language) -> Lines:
     )
     steps = sum(time_of(line, language) for line in lines[:kept])
     text = "".join(lines[:kept])
-    return Lines(text, language.module.count_notes(text), steps, len(lines) - kept)
+    return Lines(text, language.module.count_notes(text), steps)
 
 
 def time_of(line: str, language: Language) -> int:

@@ -123,7 +123,7 @@ class Grammar:
         """What is known of each part, (P,), and of the ranges of keys that they have, (R,)."""
         kinds = [bounds.kind(mark or behind or "") for mark in self.marks]
         within = [
-            range(128) if kind == "drum" else keys if isinstance(keys, range) else keys[mark]
+            range(128) if self.is_free or kind == "drum" else keys if isinstance(keys, range) else keys[mark]
             for mark, kind in zip(self.marks, kinds, strict=True)
         ]
         self._ranges = list(dict.fromkeys(within))
@@ -373,6 +373,7 @@ def _take(
     at["add"] = np.where(is_move, at["add"] + value, np.where(is_key | is_rise, value, at["add"]))
     at["keep"] = at["keep"] & ~(is_key | is_rise)
     at["down"] = np.where(is_first, -value, at["down"])
+    possible &= at["add"] <= 127  # it begins at 0 or above
     possible &= at["add"] + np.where(at["down"] == _NONE, 0, at["down"]) <= 127  # else its notes are too far apart
     possible &= ~(at["noted"].astype(bool) & (is_part | is_mark[state]))
     possible &= ~(is_part & (at["mark"] >= 0))

@@ -35,7 +35,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from midigpt.files import UserError, make
-from midigpt.language import Language
+from midigpt.language import TRACKS, Language
 from midigpt.normal import Layout
 from midigpt.storage import UNREADABLE, Entry, Folder
 
@@ -138,7 +138,9 @@ def language(root: Path) -> Language:
 
 
 def language_of(index: sqlite3.Connection) -> Language:
-    default = Language()
+    """As it was set; documents that are older than this setting are TRACKS, and stay so until another is asked for."""
+    is_begun = index.execute("SELECT 1 FROM files WHERE recipe IS NOT NULL").fetchone()
+    default = TRACKS if is_begun else Language()
     encoding = setting(index, "encoding", default.encoding)
     return Language(encoding, "song" if setting(index, "layout", default.layout) == "song" else "track")
 

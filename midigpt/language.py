@@ -94,7 +94,7 @@ def read_language(text: str) -> Language:
 
 @dataclass(frozen=True)
 class Document:
-    """A track, or a song, as text. In the interval language `body`, the lines, is the same in every key."""
+    """A song, or a track, as text. Where pitches are intervals `body`, the lines, is the same in every key."""
 
     header: str  # with its newline
     body: str

@@ -49,8 +49,8 @@ def _what_it_is(run: dict[str, Any], config: ModelConfig) -> str:
     return f"""\
 # A GPT that writes music
 
-This model writes music, or goes on with yours. It reads and writes the tracks of MIDI files as text: a line for
-everything that starts together, pitches as intervals, times in beats.
+This model writes music, or goes on with yours. It reads and writes MIDI files as text: a line for everything that
+starts together, and the time until the next.
 
 - language: `{run.get("language", "unknown")}`; midigpt {run.get("midigpt", "of unknown version")}
 - shape: {_SHAPES[config.type]}, {config.n_layer} layers, {config.n_embd} wide, {heads}, {parameters:,} parameters
@@ -66,7 +66,7 @@ def _data(data: dict[str, Any]) -> str:
     return f"""\
 ## Data
 
-| | songs | documents (tracks) | notes | tokens |
+| | songs | documents | notes | tokens |
 |---|---:|---:|---:|---:|
 {rows}
 
@@ -149,7 +149,7 @@ def _transformers(run: dict[str, Any], config: ModelConfig) -> str:
         encoding = read_language(run.get("language", "")).encoding
     except LanguageError:
         encoding = ""
-    return _BY_TIME + (_POSITIONS if encoding in ("interval", "absolute") else _POSITIONS_ELSEWHERE)
+    return _BY_TIME + (_POSITIONS if encoding in ("interval", "anchored", "absolute") else _POSITIONS_ELSEWHERE)
 
 
 _BY_INDEX = f"""\
@@ -220,7 +220,7 @@ _LIMITS = """\
 - It imitates the music it was trained on: it has no ear, no taste and no words.
 - It can repeat passages of that music note for note, also in another key. Nothing prevents it; midigpt says of each
   take that it writes how long a passage of it stands in the training songs.
-- Intervals leave it unsure of where on the keyboard it is in the long run, and the context is short.
+- Its context is short: what came long before it does not know.
 - Bits per note compare models on the same held-out songs. They do not say whether a take is good.
 - This card claims no licence. What the training music's licences allow, of this model and of its takes, is for those
   who trained it, publish it or use it to find out.

@@ -280,7 +280,7 @@ def drop_fields(header: str, document: str, is_val: bool) -> str:
     """A document's header as the model reads it.
 
     In training each field is dropped with probability DROP_FIELD, by a hash of document and field; held-out
-    documents keep all but the key, which says nothing of the lines.
+    documents keep all but the key, which is a note's pitch.
     """
     if is_val:
         return keep_fields(header, lambda name: name != "key")

@@ -1,4 +1,4 @@
-"""Convert the indexed MIDI files to text: one document per track, data/NAME_N.txt, or per song, data/NAME.txt.
+"""Convert the indexed MIDI files to text: one document per song, data/NAME.txt, or per track, data/NAME_N.txt.
 
 Only what is not converted yet is; Ctrl-C is harmless, the same command goes on. Another language or other filters
 than the last time's convert the files anew.
@@ -43,9 +43,9 @@ class Args:
     merge: bool = False
     """Make one track of all pitched tracks of a file."""
     layout: Layout | None = None
-    """A document for each track, or one for the whole song; from now on."""
+    """A document for the whole song (usual), or one for each track; from now on."""
     encoding: str | None = None
-    """How documents' lines are written: a module of midigpt/encodings, such as interval; from now on."""
+    """How documents' lines are written: a module of midigpt/encodings, such as anchored (usual); from now on."""
     data: str = ""
     """Another place for data/, a path or URL (s3://bucket/folder), remembered from now on."""
     shards: tyro.conf.FlagCreatePairsOff[bool] = False

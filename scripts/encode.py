@@ -1,6 +1,6 @@
-"""Print a MIDI file as text: one document per track, an empty line between documents, or one for the whole song.
+"""Print a MIDI file as text: one document for the whole song, or one per track, an empty line between documents.
 
-Example: python scripts/encode.py song.mid --layout song > song.txt
+Example: python scripts/encode.py song.mid --layout track > song.txt
 """
 
 import sys
@@ -20,7 +20,7 @@ class Args:
     file: tyro.conf.Positional[Path]
     """The MIDI file."""
     layout: Layout = Language().layout
-    """A document for each track, or one for the whole song."""
+    """A document for the whole song, or one for each track."""
     encoding: str = Language().encoding
     """How documents' lines are written: a module of midigpt/encodings."""
 

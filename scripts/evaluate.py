@@ -33,7 +33,7 @@ class Args:
     """How many to write, 10 at least."""
     notes: int | None = None
     """Of each take and each real piece, of which the beginning counts; by itself what three of four held-out
-    documents have, 128 at most."""
+    documents have, 512 at most (128 in track layout)."""
     temperature: float = 1.0
     """Below 1 plays safer, above 1 wilder; 1 is the model as it is."""
     top_k: int | None = None

@@ -270,13 +270,15 @@ def fail_if_gone_wrong(loss: float, limit: float) -> None:
 
 
 def write_take() -> str | None:
-    """A take of the averaged weights, as a file of the run; None where these are broken or memory is short."""
+    """A take of the averaged weights, as a file of the run; None where that fails or can't be read."""
     path = run_folder / "takes" / f"step-{done:06d}.mid"
     try:
         with fitting("nothing: the run goes on without takes"):
             drawing, length = Drawing(seed=config.seed + done), Length(notes=TAKE_NOTES[language.layout])
             documents = compose(average, tokenizer, language, drawing, length=length)
     except UserError:
+        return None
+    if not documents:
         return None
     path.parent.mkdir(exist_ok=True)
     write_midi(decode(documents, language), path)

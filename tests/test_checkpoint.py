@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 
 from midigpt.checkpoint import find_checkpoint, load_checkpoint, load_state, save_checkpoint
 from midigpt.files import UserError
-from midigpt.language import TRACKS
+from midigpt.grammar import NOTES
+from midigpt.language import ENCODINGS, TRACKS, Language
 from midigpt.model import GPT, build_model
 from midigpt.model_card import model_card
 from midigpt.positions import POSITIONS_A_STEP, token_positions
@@ -313,6 +314,12 @@ def test_a_card_names_shape_and_weights() -> None:
     assert "GPT-2, 2 layers, 32 wide, 4 heads, " in model_card(RUN, SHAPES["gpt2"])
     parameters = random_model(SHAPES["gpt2"]).parameter_count()
     assert f"{parameters:,} parameters" in model_card(RUN, SHAPES["gpt2"])
+
+
+def test_a_card_has_the_code_for_positions_where_times_are_in_beats() -> None:
+    for encoding in ENCODINGS:
+        card = model_card(RUN | {"language": str(Language(encoding))}, CONFIG)
+        assert ("def positions" in card) == (encoding in NOTES), encoding
 
 
 def test_a_card_copes_with_what_is_missing() -> None:

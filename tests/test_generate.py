@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from midigpt.decoder import Decoder, Prepared
+from midigpt.encodings.characters import FIRST_NOTE, FIRST_TIME
 from midigpt.files import UserError
 from midigpt.generate import Drawing, Length, Writer, compose, draw, go_on, placed, without_key
 from midigpt.grammar import Grammar
@@ -18,9 +19,10 @@ from midigpt.header import read_header, split_header
 from midigpt.language import TRACKS, Language, decode, encode
 from midigpt.midi import read_midi, write_midi
 from midigpt.model import GPT, ModelConfig, build_model
+from midigpt.normal import Layout
 from midigpt.positions import token_positions
 from midigpt.score import Score
-from midigpt.tokenizer import START_ID, document_tokens, new_tokenizer, token_texts
+from midigpt.tokenizer import START_ID, base_alphabet, document_tokens, new_tokenizer, token_texts
 
 from .conftest import melody
 
@@ -257,32 +259,48 @@ def test_songs_go_on_part_by_part_in_every_key(player: GPT, of_songs: Tokenizer,
     assert all(text.startswith("0@") and text.count("@") == 1 for text in alone)
 
 
+@pytest.mark.parametrize("layout", ["track", "song"])
 @pytest.mark.parametrize("is_readable", [False, True])
 def test_what_has_no_grammar_is_cut_where_it_can_not_be_read(
-    is_readable: bool, untrained: GPT, monkeypatch: pytest.MonkeyPatch
+    is_readable: bool, layout: Layout, untrained: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    language = Language("messages")
+    language = Language("messages", layout)
     tokenizer, trainer = new_tokenizer(60, language)
     tokenizer.train_from_iterator(["60+9|12\n"], trainer)
-    header, body = "# program=0 tempo=100 meter=4/4 key=60\n", "60+9|12\n60-|62+9|12\n62-|12\n"
+    program, mark = ("", "0@") if language.is_song else (" program=0", "")
+    header, body = f"#{program} tempo=100 meter=4/4 key=60\n", "60+9|12\n60-|62+9|12\n62-|12\n"
     wrong = "" if is_readable else "61-|24\n62+9|12\n"  # the end of what has not begun
 
     def follow(script: str) -> None:
         size = tokenizer.get_vocab_size()
         monkeypatch.setattr("midigpt.generate.Decoder", lambda _, rows: Scripted(tokenizer, script, 999, rows, size))
 
-    follow(header + body + wrong)
+    follow(header + mark + body + wrong)
     takes = compose(untrained, tokenizer, language, Drawing(), takes=3)
-    assert takes == ([header + body] * 3 if is_readable else [])
+    assert takes == ([header + mark + body] * 3 if is_readable else [])
     follow(body + wrong)
-    prepared, document = Prepared(untrained, "float32"), header + "60+9|24\n60-|24\n"
-    for lines in go_on(prepared, tokenizer, language, Drawing(), document, {"": 60}, [NO_LENGTH] * 2):
-        assert (lines.text, lines.notes, lines.end, lines.refused) == (body, 2, 36, 0 if is_readable else 2)
+    prepared, document = Prepared(untrained, "float32"), f"{header}{mark}60+9|24\n60-|24\n"
+    part, lengths = mark.removesuffix("@"), [NO_LENGTH] * 2
+    keys = {part: range(48, 72)}
+    for lines in go_on(prepared, tokenizer, language, Drawing(), document, {part: 60}, lengths, keys):
+        assert (lines.text, lines.notes, lines.end) == (body, 2, 36)
+
+
+def test_what_no_midi_file_can_hold_is_left_out(untrained: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    language = Language("characters", "track")
+    tokenizer, trainer = new_tokenizer(len(base_alphabet(language)) + 1, language)
+    tokenizer.train_from_iterator(["\n"], trainer)
+    for length, takes in ((400, 1), (511, 0)):  # of 512, the last a MIDI file's longest
+        note = chr(FIRST_NOTE + (60 << 13 | 9 << 9 | length))
+        script = f"# program=0 tempo=100 meter=4/4 key=60\n{note}{chr(FIRST_TIME + 24)}\n"
+        decoder = Scripted(tokenizer, script, 999, 1, tokenizer.get_vocab_size())
+        monkeypatch.setattr("midigpt.generate.Decoder", lambda *_, its=decoder: its)
+        assert compose(untrained, tokenizer, language, Drawing()) == [script] * takes
 
 
 def test_lines_without_notes_come_to_an_end(untrained: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("midigpt.generate.TOKENS_A_NOTE", 0.1)
-    language = Language("messages")
+    language = Language("messages", "track")
     tokenizer, trainer = new_tokenizer(60, language)
     tokenizer.train_from_iterator(["60+9|12\n"], trainer)
     decoder = Scripted(tokenizer, "1\n" * 9, 99, 1, tokenizer.get_vocab_size())

@@ -238,7 +238,7 @@ def test_a_token_may_come_where_its_characters_may(is_drum: bool) -> None:
     characters, part = [START, *TRACKS.alphabet], "d" if is_drum else ""
     across = ["=8|54", "54=8|54", "=13:1/24|70", "|70", "70", "=8|70|", "36=1|38=2|4", "1/1\n", "38=16|1/2\n"]
     across += ["=1|36=1|", "+10|4+10|", "2+", "12-3|60", "|30", "+9|67", "+1|1/1\n", "7+1|5+1|1/1\n", "-1|100+1|"]
-    across += ["100", "64", "+1|64"]
+    across += ["100", "64", "+1|64", "99+1|50+1|"]
     single, several = (
         Grammar(Vocabulary(texts), behind=part, keys=range(20, 110), drums={7, 36, 38, 54, 70, 112})
         for texts in (characters, characters + across)

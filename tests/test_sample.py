@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from midigpt.checkpoint import save_checkpoint
-from midigpt.language import Language
+from midigpt.language import TRACKS, Language
 from midigpt.midi import read_midi, write_midi
 from midigpt.model import ModelConfig, build_model
 from midigpt.prompt import load_prompt
@@ -188,10 +188,8 @@ def test_a_prompt_of_drums_is_continued_by_drums_and_that_is_said(trained: Path,
 # --- songs -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def song_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that knows nothing but the song layout."""
-    folder, language = tmp_path_factory.mktemp("songs"), Language()
+def untrained(folder: Path, language: Language) -> Path:
+    """A checkpoint that knows nothing but its language."""
     tokenizer, trainer = new_tokenizer(len(language.alphabet) + 1, language)
     tokenizer.train_from_iterator(["\n"], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -200,6 +198,11 @@ def song_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build_model(ModelConfig(vocab_size=tokenizer.get_vocab_size(), block_size=128, **sizes))
     save_checkpoint(folder / "model", model, folder / "tokenizer.json", {"language": str(language)})
     return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def song_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return untrained(tmp_path_factory.mktemp("songs"), Language())
 
 
 def test_a_song_from_nothing_has_the_parts_asked_for(song_model: Path, tmp_path: Path) -> None:
@@ -250,9 +253,17 @@ def test_all_parts_of_a_prompt_go_on_together(song_model: Path, tmp_path: Path) 
     assert "byte for byte" in again
 
 
-def test_a_model_of_single_tracks_has_no_choice_of_programs(trained: Path, tmp_path: Path) -> None:
-    said = refusal(run_script("sample.py", "--root", trained, "--out", tmp_path, "--program", "0,drums"))
+def test_a_model_of_single_tracks_has_no_choice_of_programs(tmp_path: Path) -> None:
+    model = untrained(tmp_path, TRACKS)
+    said = refusal(run_script("sample.py", "--root", tmp_path, "--model", model, "--program", "0,drums"))
     assert "--program 0,drums: what this model writes has one part" in said
+
+
+def test_what_a_language_without_a_grammar_can_not_keep_to_is_told(tmp_path: Path) -> None:
+    model = untrained(tmp_path, Language("messages"))
+    for flags in (("--program", "0,drums"), ("--keys", "C3-C6")):
+        said = refusal(run_script("sample.py", "--root", tmp_path, "--model", model, *flags))
+        assert f"{flags[0]} can't be kept to: lines of the encoding messages are written freely" in said
 
 
 # --- again -----------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from midigpt.documents import read_songs
 from midigpt.executors import Executor
 from midigpt.files import UserError
 from midigpt.header import LanguageError
-from midigpt.index import index_files, language, songs
+from midigpt.index import index_files, language, open_index, songs
 from midigpt.language import TRACKS, Language, decode, encode
 from midigpt.midi import load_midi, write_midi
 from midigpt.score import Score
@@ -52,7 +53,7 @@ def folder(indexed: Path, tmp_path: Path) -> Path:
 def packed(indexed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in the song layout, up to train.bin."""
     root = Path(shutil.copytree(indexed, tmp_path_factory.mktemp("packed") / "work"))
-    convert(root, layout="song")
+    convert(root, layout="song", encoding="interval")
     learn_tokenizer(root, 300, SPLIT)
     make_train_bin(root, SPLIT)
     return root
@@ -69,8 +70,8 @@ def texts(root: Path) -> dict[str, list[str]]:
 # --- dataset ---------------------------------------------------------------------------------------------
 
 
-def test_a_song_is_one_document_and_the_layout_is_remembered(folder: Path) -> None:
-    summary = convert(folder, layout="song")
+def test_a_song_is_one_document_and_the_language_is_remembered(folder: Path) -> None:
+    summary = convert(folder, layout="song", encoding="interval")
     assert (summary.files, summary.documents, summary.before) == (12, 12, {})
     assert sorted(documents(folder)) == [f"band{number:02d}.txt" for number in range(12)]
     for name, text in documents(folder).items():
@@ -82,8 +83,20 @@ def test_a_song_is_one_document_and_the_layout_is_remembered(folder: Path) -> No
     assert texts(folder) == {name.removesuffix(".txt"): [text] for name, text in documents(folder).items()}
 
 
+def test_a_folder_without_a_language_is_in_the_usual_one_or_if_it_has_documents_in_that_of_tracks(folder: Path) -> None:
+    assert language(folder) == Language()
+    convert(folder, layout="track", encoding="interval")
+    before = documents(folder)
+    with closing(open_index(folder)) as index, index:  # as it was before there was a choice
+        index.execute("DELETE FROM settings WHERE key IN ('layout', 'encoding')")
+    assert language(folder) == TRACKS
+    assert convert(folder).converted == 0 and documents(folder) == before
+    assert convert(folder, layout="song", encoding="anchored").before == {"encoding": "interval", "layout": "track"}
+    assert language(folder) == Language()
+
+
 def test_another_language_converts_anew_and_leaves_nothing_of_the_old(folder: Path) -> None:
-    convert(folder)
+    convert(folder, layout="track", encoding="interval")
     assert len(documents(folder)) == 48 and language(folder) == TRACKS
     out = ok(run_script("scripts/dataset.py", "--root", folder, "--layout", "song", "--workers", "1"))
     assert "all files are converted anew: the last time it was layout track\n" in out
@@ -107,13 +120,13 @@ def test_what_files_are_compared_by_is_the_same_in_every_language(folder: Path) 
     convert(folder)
     before, prints = compared(), tables(folder)["prints"]
     assert sum(row[-1] is not None for row in before) == 1
-    for asked in ({"layout": "song"}, {"encoding": "messages"}, {"shards": True, "layout": "track"}):
+    for asked in ({"encoding": "messages"}, {"layout": "track", "encoding": "interval"}, {"shards": True}):
         assert convert(folder, **asked).duplicates == 1
         assert (compared(), tables(folder)["prints"]) == (before, prints)
 
 
 def test_shards_hold_whole_songs(folder: Path, packed: Path) -> None:
-    convert(folder, layout="song", shards=True, shard_files=5)
+    convert(folder, layout="song", encoding="interval", shards=True, shard_files=5)
     assert sorted(path.name for path in (folder / "data").iterdir()) == [
         "manifest.json",
         *(f"shard-00000{number}.txt" for number in (1, 2, 3)),
@@ -131,12 +144,12 @@ def test_a_strangers_file_is_not_touched_and_one_in_the_way_is_told(folder: Path
     readme, mine = folder / "data" / "README.txt", folder / "data" / "mine.txt"
     mine.write_text("# tempo=100 meter=4/4 key=60\n0@0+10|1/1\n")
     readme.write_text("This is my music.\n")
-    convert(folder)
+    convert(folder, layout="track")
     error = refusal(run_script("scripts/dataset.py", "--root", folder, "--layout", "song"))
     assert "data/README.txt is no document, and one is to have its name; put it somewhere else" in error
     assert readme.read_text() == "This is my music.\n" and mine.exists()
     readme.unlink()
-    convert(folder)
+    convert(folder, layout="song")
     assert len(documents(folder)) == 14  # with mine
     (folder / "raw_data" / "README.mid").unlink()
     index_files(folder)
@@ -155,11 +168,11 @@ def test_an_encoding_that_there_is_not_is_told(folder: Path) -> None:
     error = refusal(run_script("scripts/dataset.py", "--root", folder, "--encoding", "morse"))
     assert "--encoding 'morse' is none; there are absolute," in error
     convert(folder)
-    assert language(folder) == TRACKS
+    assert language(folder) == Language()
 
 
 def test_documents_that_are_not_yet_in_the_language_are_told(folder: Path) -> None:
-    convert(folder)
+    convert(folder, layout="track", encoding="interval")
     shutil.copy(folder / "cache" / "index.sqlite", folder / "kept")
     convert(folder, layout="song")
     learn_tokenizer(folder, 80, SPLIT)
@@ -220,7 +233,7 @@ def test_a_checkpoint_of_another_language_gives_no_tokenizer(packed: Path, tmp_p
     before = (packed / "train" / "train.bin").read_bytes()
     make_train_bin(packed, SPLIT, init_from=tmp_path)
     assert (packed / "train" / "train.bin").read_bytes() == before
-    (tmp_path / "run.json").write_text(json.dumps({"language": str(Language("absolute"))}))
+    (tmp_path / "run.json").write_text(json.dumps({"language": str(Language("absolute", "track"))}))
     with pytest.raises(UserError, match=r'make dataset .*ARGS="--layout track --encoding absolute"'):
         make_train_bin(packed, SPLIT, init_from=tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"language": "morse-1 layout=song grid=24"}))
