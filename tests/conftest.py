@@ -17,7 +17,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, each for a 
 
 from tokenizers import Tokenizer
 
-from midigpt.dataset import make_dataset
+from midigpt.dataset import Options, make_dataset
 from midigpt.documents import Split
 from midigpt.index import index_files
 from midigpt.language import TRACKS
@@ -28,6 +28,7 @@ from midigpt.train_data import make_train_bin
 
 PROJECT = Path(__file__).parents[1]
 SPLIT = Split(0.2, 0)
+OF_TRACKS = Options(layout="track", encoding="interval")
 TINY = ("--model.n-layer", "1", "--model.n-head", "2", "--model.n-embd", "16", "--model.block-size", "32")
 TINY += ("--batch-size", "4", "--log-interval", "2", "--device", "cpu")
 LAYOUTS = pytest.mark.parametrize("layout", [(), ("--shards", "--shard-files", "20")], ids=["files", "shards"])
@@ -132,11 +133,11 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with 30 songs, packed."""
+    """A working folder with 30 songs, each a track, packed."""
     root = tmp_path_factory.mktemp("prepared")
     make_songs(root / "raw_data", 30)
     index_files(root)
-    make_dataset(root)
+    make_dataset(root, OF_TRACKS)
     learn_tokenizer(root, 80, SPLIT)
     make_train_bin(root, SPLIT)
     return root

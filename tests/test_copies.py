@@ -27,7 +27,7 @@ from midigpt.score import Score, Track
 from midigpt.suffixes import longest_beginnings, sort_suffixes
 from midigpt.tokenizer import learn_tokenizer
 from midigpt.train_data import make_train_bin
-from tests.conftest import PROJECT, SPLIT, documents, melody, ok, run_script
+from tests.conftest import OF_TRACKS, PROJECT, SPLIT, documents, melody, ok, run_script
 
 # --- beside comparing everything with everything -------------------------------------------------------------
 
@@ -239,7 +239,7 @@ def test_prose_is_refused(prepared: Path) -> None:
 def test_real_pieces_are_found_in_another_key(corpus: Callable[[str], Path], tmp_path: Path) -> None:
     shutil.copytree(corpus("mini"), tmp_path / "raw_data")
     index_files(tmp_path)
-    make_dataset(tmp_path)
+    make_dataset(tmp_path, OF_TRACKS)
     split = Split(0.1)
     learn_tokenizer(tmp_path, 80, split)
     make_train_bin(tmp_path, split)

@@ -17,11 +17,11 @@ from midigpt.executors import Executor
 from midigpt.files import UserError
 from midigpt.header import read_header
 from midigpt.index import index_files
-from midigpt.language import decode, encode
+from midigpt.language import Language, decode, encode
 from midigpt.midi import write_midi
 from midigpt.score import Score
 from midigpt.tokenizer import learn_tokenizer
-from tests.conftest import PROJECT, SPLIT, documents, make_songs, melody, ok, refusal, run_script
+from tests.conftest import OF_TRACKS, PROJECT, SPLIT, documents, make_songs, melody, ok, refusal, run_script
 
 
 def verdicts(root: Path) -> dict[str, tuple[str, str | None, str | None]]:
@@ -48,7 +48,7 @@ def test_index_notices_new_changed_removed_and_same(tmp_path: Path) -> None:
     raw = tmp_path / "raw_data"
     make_songs(raw, 3)
     assert index_files(tmp_path) == {"new": 3, "changed": 0, "removed": 0, "same": 0}
-    make_dataset(tmp_path)
+    make_dataset(tmp_path, OF_TRACKS)
     write_midi(melody(77), raw / "song00.mid")  # changed
     (raw / "song01.mid").unlink()
     os.utime(raw / "song02.mid", (1, 1))  # touched only
@@ -65,7 +65,7 @@ def test_trap_equal_names_in_two_folders_do_not_meet(tmp_path: Path) -> None:
         (raw / name).parent.mkdir(parents=True, exist_ok=True)
         write_midi(melody(number), raw / name)
     index_files(tmp_path)
-    make_dataset(tmp_path)
+    make_dataset(tmp_path, OF_TRACKS)
     before = documents(tmp_path)
     assert len(before) == 3 and "song_1.txt" in before
     assert decode([before["song_1.txt"]]) == decode([encode(melody(0))[0].text])
@@ -73,7 +73,7 @@ def test_trap_equal_names_in_two_folders_do_not_meet(tmp_path: Path) -> None:
     (raw / "a").mkdir()
     write_midi(melody(9), raw / "a" / "song.mid")  # comes first in path order, but the name is given
     index_files(tmp_path)
-    make_dataset(tmp_path)
+    make_dataset(tmp_path, OF_TRACKS)
     assert before.items() < documents(tmp_path).items()
     assert len(documents(tmp_path)) == 4
 
@@ -86,7 +86,7 @@ def test_names_are_made_fit_for_any_file_system(tmp_path: Path) -> None:
     for name in (b"caf\xe9.mid", "文件 #@!.mid".encode(), b"a\nb.mid", b"x" * 250 + b".mid", b"y" * 249 + b"1.mid"):
         shutil.copy(song, raw / os.fsdecode(name))
     index_files(tmp_path)
-    assert make_dataset(tmp_path).converted == 5
+    assert make_dataset(tmp_path, OF_TRACKS).converted == 5
     assert index_files(tmp_path)["same"] == 5
     names = set(documents(tmp_path))
     assert {"文件 #@!_1.txt", "a_b_1.txt", "caf\N{REPLACEMENT CHARACTER}_1.txt"} <= names
@@ -96,12 +96,12 @@ def test_documents_the_index_does_not_know_go(tmp_path: Path) -> None:
     raw = tmp_path / "raw_data"
     make_songs(raw, 2)
     index_files(tmp_path)
-    make_dataset(tmp_path)
+    make_dataset(tmp_path, OF_TRACKS)
     (tmp_path / "data" / "README.md").write_text("mine")
     shutil.rmtree(tmp_path / "cache")
     (raw / "song00.mid").rename(raw / "other.mid")
     index_files(tmp_path)
-    make_dataset(tmp_path)
+    make_dataset(tmp_path, OF_TRACKS)
     assert set(documents(tmp_path)) == {"other_1.txt", "song01_1.txt"}
     (raw / "other.mid").write_text("no MIDI any more")
     index_files(tmp_path)
@@ -144,7 +144,7 @@ def test_what_broke_a_worker_is_tried_again_with_other_limits(tmp_path: Path) ->
 def test_somebodys_text_in_data_stays(tmp_path: Path) -> None:
     make_songs(tmp_path / "raw_data", 1)
     index_files(tmp_path)
-    make_dataset(tmp_path)
+    make_dataset(tmp_path, OF_TRACKS)
     (tmp_path / "data" / "letter_1.txt").write_text("Dear diary")
     shutil.copy(tmp_path / "data" / "song00_1.txt", tmp_path / "data" / "stale_1.txt")
     make_dataset(tmp_path)
@@ -186,7 +186,7 @@ def test_documents_are_the_tracks_of_the_file(tmp_path: Path) -> None:
     score = Score(480, first.tracks + second.tracks)
     write_midi(score, tmp_path / "raw_data" / "two.mid")
     index_files(tmp_path)
-    make_dataset(tmp_path)
+    make_dataset(tmp_path, OF_TRACKS)
     texts = documents(tmp_path)
     assert [read_header(texts[f"two_{n}.txt"]).program for n in (1, 2)] == [20, None]
     assert decode([texts["two_1.txt"], texts["two_2.txt"]]).notes == 80
@@ -225,7 +225,7 @@ def test_dataset_n_converts_n_more(tmp_path: Path) -> None:
 def test_deleted_documents_and_another_language_are_made_anew(tmp_path: Path) -> None:
     make_songs(tmp_path / "raw_data", 3)
     index_files(tmp_path)
-    make_dataset(tmp_path)
+    make_dataset(tmp_path, OF_TRACKS)
     before = documents(tmp_path)
     (tmp_path / "data" / "song01_1.txt").unlink()
     assert make_dataset(tmp_path).converted == 1
@@ -246,6 +246,7 @@ def test_an_interrupted_run_is_completed_by_the_next(tmp_path: Path) -> None:
         shutil.copy(long, tmp_path / "raw_data" / f"{number}.mid")
     index_files(tmp_path)
     command = [sys.executable, str(PROJECT / "scripts/dataset.py"), "--root", str(tmp_path), "--workers", "2"]
+    command += ["--layout", "track", "--encoding", "interval"]
     for kind in (signal.SIGINT, signal.SIGKILL):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
         have = len(documents(tmp_path))
@@ -255,12 +256,12 @@ def test_an_interrupted_run_is_completed_by_the_next(tmp_path: Path) -> None:
         _, error = process.communicate()
         assert process.returncode != 0 and "Traceback" not in error
     assert len(documents(tmp_path)) < 1800
-    make_dataset(tmp_path)
+    make_dataset(tmp_path, OF_TRACKS)
     interrupted = documents(tmp_path)
     shutil.rmtree(tmp_path / "data")
     shutil.rmtree(tmp_path / "cache")
     index_files(tmp_path)
-    make_dataset(tmp_path)
+    make_dataset(tmp_path, OF_TRACKS)
     assert documents(tmp_path) == interrupted and len(interrupted) == 1800
     assert [path.name for path in (tmp_path / "data").iterdir() if path.suffix != ".txt"] == []
 
@@ -278,4 +279,5 @@ def test_every_hostile_file_has_a_verdict_and_good_ones_are_untouched(
     assert all(states[f"good/song{number:02d}.mid"] == ("converted", None, None) for number in range(5))
     assert summary.converted > 155 and summary.rescued > 35 and len(summary.refused) > 30
     for name, text in documents(tmp_path).items():
-        assert [document.text for document in encode(decode([text]))] == [text], name
+        language = Language()
+        assert [document.text for document in encode(decode([text], language), language=language)] == [text], name

@@ -216,7 +216,7 @@ def test_a_folder_of_songs_is_trained_on_judged_and_refused_in_another_layout(tm
         (tmp_path / "raw_data").mkdir(exist_ok=True)
         write_midi(Score(480, parts, 100.0), tmp_path / "raw_data" / f"song{n:02}.mid")
     index_files(tmp_path)
-    make_dataset(tmp_path, Options(layout="song"))
+    make_dataset(tmp_path, Options(layout="song", encoding="interval"))
     learn_tokenizer(tmp_path, 80, Split(0.4, 0))
     make_train_bin(tmp_path, Split(0.4, 0))
     ok(run_script("scripts/train.py", "--root", tmp_path, *TINY, "--max-steps", "20"))

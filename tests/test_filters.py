@@ -14,7 +14,7 @@ from midigpt.index import index_files, songs
 from midigpt.midi import write_midi
 from midigpt.normal import normalise
 from midigpt.score import Score, Track, track_from_notes
-from tests.conftest import documents, make_songs, melody, ok, run_script
+from tests.conftest import OF_TRACKS, documents, make_songs, melody, ok, run_script
 
 
 def band() -> Score:
@@ -78,7 +78,7 @@ def test_other_filters_convert_anew_and_the_same_do_not(tmp_path: Path) -> None:
     write_midi(band(), tmp_path / "raw_data" / "band.mid")
     write_midi(melody(9, is_drum=True), tmp_path / "raw_data" / "solo.mid")
     index_files(tmp_path)
-    assert make_dataset(tmp_path).documents == 5
+    assert make_dataset(tmp_path, OF_TRACKS).documents == 5
     filters = Options(filters=Filters(drums=False))
     summary = make_dataset(tmp_path, filters)
     assert (summary.converted, summary.documents, summary.filtered, summary.before) == (1, 3, 1, {"filters": ""})
@@ -94,6 +94,7 @@ def test_the_flags_reach_the_filters(tmp_path: Path) -> None:
     write_midi(band(), tmp_path / "raw_data" / "band.mid")
     index_files(tmp_path)
     flags = ("--root", tmp_path, "--instruments", "guitar,bass,drums", "--no-drums", "--min-notes", "25", "--merge")
+    flags = (*flags, "--layout", "track")
     out = ok(run_script("scripts/dataset.py", *flags))
     assert "1 files in 1 documents with 50 notes" in out
     assert read_header(documents(tmp_path)["band_1.txt"]).program == 24

@@ -22,7 +22,7 @@ from midigpt.midi import write_midi
 from midigpt.score import Score
 from midigpt.tokenizer import START, START_ID, LineEncoder, learn_tokenizer, sample_documents
 from midigpt.train_data import load_side, make_train_bin, read_data
-from tests.conftest import SPLIT, documents, make_songs, melody, ok, refusal, run_script
+from tests.conftest import OF_TRACKS, SPLIT, documents, make_songs, melody, ok, refusal, run_script
 
 # --- songs and their documents -----------------------------------------------------------------------------
 
@@ -125,7 +125,7 @@ def test_a_large_corpus_is_sampled_by_its_music(
     for number in range(30):  # the same songs in another order
         write_midi(melody(number), tmp_path / "raw_data" / f"{number * 7 % 30:02d}.mid")
     index_files(tmp_path)
-    make_dataset(tmp_path)
+    make_dataset(tmp_path, OF_TRACKS)
     assert drawn(tmp_path) != sample and sorted(drawn(tmp_path)) == sorted(sample)
 
 
@@ -133,7 +133,7 @@ def test_one_giant_song_does_not_fill_the_sample(tmp_path: Path, monkeypatch: py
     make_songs(tmp_path / "raw_data", 30)
     write_midi(melody(99, notes=5000), tmp_path / "raw_data" / "giant.mid")
     index_files(tmp_path)
-    make_dataset(tmp_path)
+    make_dataset(tmp_path, OF_TRACKS)
     monkeypatch.setattr("midigpt.tokenizer.SONG_NOTES", 100)
     sample = list(sample_documents(tmp_path, Split(0.0)))
     assert len(sample) == 31
@@ -273,7 +273,7 @@ def test_trap_one_song_under_two_names_stays_on_one_side(tmp_path: Path) -> None
         moved = type(track)(5, False, track.onset, track.duration, track.pitch + 3, track.velocity)
         write_midi(Score(480, (moved,), 77.0), raw / f"cover{number:02d}.mid")
     index_files(tmp_path)
-    make_dataset(tmp_path, Options(dedupe="off"))
+    make_dataset(tmp_path, Options(dedupe="off", layout="track", encoding="interval"))
     split = Split(0.5, 0)
     sides = {song.name: split.is_val(song) for song in songs(tmp_path)}
     assert set(sides.values()) == {True, False}
