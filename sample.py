@@ -394,7 +394,7 @@ def copied(index: "CopyIndex", score: "Score", cut: int) -> str:
     copy = index.longest_in(replace(score, tracks=tracks))
     if copy is None:
         return "copies nothing"
-    where = f"{copy.song}, track {copy.track}, bar {copy.bar}"
+    where = f"{copy.song}, part {copy.track}, bar {copy.bar}"
     return f"copies {counted(copy.notes, 'note')} at most ({copy.seconds:.1f} s), of {where}"
 
 

@@ -213,7 +213,7 @@ def _copies(judgement: Judgement) -> str:
     longest = sorted((c for c in judgement.copies[TAKES] if c.copy), key=lambda c: -c.copy.notes)[:COPIES]
     rows = "\n".join(
         f'<tr><td>{escape(c.name)}</td><td class="number">{c.copy.notes}</td><td class="number">{c.copy.seconds:.1f}'
-        f"</td><td>{escape(c.copy.song)}, track {c.copy.track}, bar {c.copy.bar}</td></tr>"
+        f"</td><td>{escape(c.copy.song)}, part {c.copy.track}, bar {c.copy.bar}</td></tr>"
         for c in longest
     )
     notes = {of: copied_notes(some) for of, some in judgement.copies.items()}

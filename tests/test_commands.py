@@ -73,17 +73,23 @@ def test_encode_and_decode_undo_each_other(tmp_path: Path) -> None:
     score = Score(480, melody(1).tracks + melody(2, is_drum=True).tracks, 100.0)
     write_midi(score, tmp_path / "song.mid")
     text = ok(run_script("scripts/encode.py", tmp_path / "song.mid"))
-    assert text.count("#") == 2 and "\n\n" in text
+    assert text.count("#") == 1 and "d@" in text
     (tmp_path / "song.txt").write_text(text)
     assert "2 tracks, 80 notes" in ok(
         run_script("scripts/decode.py", tmp_path / "song.txt", "-o", tmp_path / "again.mid")
     )
     assert ok(run_script("scripts/encode.py", tmp_path / "again.mid")) == text
     assert read_midi(tmp_path / "again.mid").notes == 80
+    flags = ("--layout", "track", "--encoding", "interval")
+    text = ok(run_script("scripts/encode.py", tmp_path / "song.mid", *flags))
+    assert text.count("#") == 2 and "\n\n" in text
+    (tmp_path / "song.txt").write_text(text)
+    files = (tmp_path / "song.txt", "-o", tmp_path / "once more.mid")
+    assert "2 tracks, 80 notes" in ok(run_script("scripts/decode.py", *files, *flags))
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("tra la la\n", "line 1"), ("# program=3\n", "has no notes"), (None, "can't be read")]
+    ("text", "message"), [("tra la la\n", "line 1"), ("# tempo=90\n", "has no notes"), (None, "can't be read")]
 )
 def test_decode_tells_what_is_wrong_and_writes_nothing(tmp_path: Path, text: str | None, message: str) -> None:
     if text:

@@ -209,7 +209,7 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("encoding", EXAMPLES)
 def test_the_example_is_what_is_written(encoding: str) -> None:
-    language = Language(encoding)
+    language = Language(encoding, "track")
     (document,) = encode(
         one((0, 24, 60, 76), (0, 24, 64, 76), (0, 24, 67, 76), (24, 12, 62, 76), (36, 6, 60, 76)), 60, language
     )
@@ -233,12 +233,12 @@ def test_a_note_that_begins_again_ends_first() -> None:
     again = one((0, 24, 60, 76), (12, 24, 60, 44))
     for encoding in ("messages", "events"):
         assert body_of(again, encoding) == "60+10|12\n60-|60+6|24\n60-|0\n"
-    (track,) = decode(["60+10|12\n60+6|24\n60-|0\n"], Language("messages")).tracks
+    (track,) = decode(["60+10|12\n60+6|24\n60-|0\n"], Language("messages", "track")).tracks
     assert (track.onset.tolist(), track.duration.tolist()) == ([0, 12], [12, 24])
 
 
 def test_what_has_no_ending_sounds_to_the_end() -> None:
-    (track,) = decode(["60+10|12\n62+10|24\n"], Language("messages")).tracks
+    (track,) = decode(["60+10|12\n62+10|24\n"], Language("messages", "track")).tracks
     assert (track.onset.tolist(), track.duration.tolist()) == ([0, 12], [36, 24])
 
 

@@ -126,7 +126,7 @@ def test_wishes_are_met_and_the_length_is_the_one_asked_for(trained: Path, tmp_p
 def test_a_take_says_what_it_copies(trained: Path, tmp_path: Path) -> None:
     flags = ("--root", trained, "--out", tmp_path, "--notes", "20")
     out = ok(run_script("sample.py", *flags))
-    assert re.search(r"copies \d+ notes at most \(\d+\.\d s\), of song\d\d, track 1, bar \d+; seed", out)
+    assert re.search(r"copies \d+ notes at most \(\d+\.\d s\), of song\d\d, part 1, bar \d+; seed", out)
     elsewhere = ("--root", tmp_path, "--model", trained / "train" / "runs" / "default" / "best")
     assert "not compared with training songs, as" in ok(run_script("sample.py", *elsewhere, "--notes", "20"))
 

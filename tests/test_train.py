@@ -23,7 +23,7 @@ from midigpt.index import index_files
 from midigpt.midi import read_midi, write_midi
 from midigpt.tokenizer import learn_tokenizer
 from midigpt.train_data import line_tokens, load_side, make_train_bin
-from tests.conftest import PROJECT, SPLIT, TINY, make_songs, melody, ok, refusal, run_script
+from tests.conftest import OF_TRACKS, PROJECT, SPLIT, TINY, make_songs, melody, ok, refusal, run_script
 
 TRAIN = "scripts/train.py"
 
@@ -235,7 +235,7 @@ def test_a_run_begins_from_another_ones_weights_and_tokenizer(trained: Path, tmp
     best = trained / "train" / "runs" / "default" / "best"
     make_songs(tmp_path / "raw_data", 12)
     index_files(tmp_path)
-    make_dataset(tmp_path)
+    make_dataset(tmp_path, OF_TRACKS)
     flags = ("--root", tmp_path, "--init-from", best)
     ok(run_script("scripts/train_bin.py", *flags, "--val-fraction", "0.2"))
     assert not (tmp_path / "cache" / "tokenizer.json").exists()
@@ -349,7 +349,7 @@ def test_too_little_memory_on_the_device_is_told(work: Path, monkeypatch: pytest
 def test_the_whole_pipeline_on_real_files(corpus: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "raw_data").symlink_to(corpus("mini"))
     ok(run_script("scripts/index.py", "--root", tmp_path))
-    assert "150 files in 535 documents" in ok(run_script("scripts/dataset.py", "--root", tmp_path))
+    assert "150 files in 150 documents" in ok(run_script("scripts/dataset.py", "--root", tmp_path))
     ok(run_script("scripts/tokenizer.py", "--root", tmp_path, "--vocab-size", "256"))
     ok(run_script("scripts/train_bin.py", "--root", tmp_path))
     shape = ("--model.n-layer", "2", "--model.n-head", "2", "--model.n-embd", "64", "--model.block-size", "64")

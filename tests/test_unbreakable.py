@@ -18,7 +18,7 @@ from midigpt.dataset import Options, make_dataset
 from midigpt.executors import Executor
 from midigpt.files import UserError, locked
 from midigpt.index import index_files
-from midigpt.language import decode, encode
+from midigpt.language import TRACKS, Language, decode, encode
 from midigpt.midi import write_midi
 from tests.conftest import (
     LAYOUTS,
@@ -196,7 +196,8 @@ def test_every_hostile_file_has_a_verdict_in_words(corpus: Callable[[str], Path]
     together = documents(tmp_path)
     assert without.items() <= together.items()
     for name, text in together.items():
-        assert [document.text for document in encode(decode([text]))] == [text], name
+        written = encode(decode([text], Language()), None, Language())
+        assert [document.text for document in written] == [text], name
     alone = verdicts(tmp_path)
     ok(run_script("scripts/dataset.py", "--root", tmp_path, "--shards", "--shard-files", "20"))
     assert verdicts(tmp_path) == alone
@@ -214,7 +215,8 @@ def check_verdicts(root: Path) -> None:
         assert remark != "" and "Error" not in f"{reason} {remark}" and len(f"{reason}{remark}") < 600, path
 
 
-def test_odd_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("language", "ending"), [(TRACKS, "_1.txt"), (Language(), ".txt")], ids=["tracks", "songs"])
+def test_odd_names(tmp_path: Path, language: Language, ending: str) -> None:
     raw = tmp_path / "raw_data"
     raw.mkdir()
     names = [b".mid", b" .mid", b"..mid", b"...mid", b"_1.mid", b".tmp.mid", b"shard-000001.mid", b"manifest.json.mid"]
@@ -225,20 +227,21 @@ def test_odd_names(tmp_path: Path) -> None:
         write_midi(melody(number), tmp_path / "song.mid")
         (tmp_path / "song.mid").rename(raw / os.fsdecode(name))
     ok(run_script("scripts/index.py", "--root", tmp_path))
-    ok(run_script("scripts/dataset.py", "--root", tmp_path))
+    flags = ("--layout", language.layout, "--encoding", language.encoding)
+    ok(run_script("scripts/dataset.py", "--root", tmp_path, *flags))
     assert {state for state, *_ in verdicts(tmp_path).values()} == {"converted"}
     texts = documents(tmp_path)
-    assert len(texts) == len(names) and "_1.txt" in texts
-    assert set(texts.values()) == {encode(melody(number))[0].text for number in range(len(names))}
+    assert len(texts) == len(names) and ending in texts
+    assert set(texts.values()) == {encode(melody(n), None, language)[0].text for n in range(len(names))}
     (raw / ".mid").unlink()
     index_files(tmp_path)
     make_dataset(tmp_path)
-    assert set(documents(tmp_path)) == set(texts) - {"_1.txt"}
+    assert set(documents(tmp_path)) == set(texts) - {ending}
     shutil.rmtree(raw)
     raw.mkdir()
     with pytest.raises(UserError, match="holds no MIDI file"):  # a disk that is not there, most likely
         index_files(tmp_path)
-    assert set(documents(tmp_path)) == set(texts) - {"_1.txt"}
+    assert set(documents(tmp_path)) == set(texts) - {ending}
 
 
 # --- what a user can spoil -------------------------------------------------------------------------------
