@@ -16,7 +16,9 @@ class Batches:
 
     Each epoch puts the documents into a new order; the epochs follow one another in one endless stream, cut into
     windows without gap. So a window starts at a document's start or goes on with a document, every token is a
-    target exactly once an epoch, and nothing is thrown away. A batch depends on nothing but the tokens, where
+    target exactly once an epoch, and nothing is thrown away. The rows of a batch are far apart in the stream: songs are
+    long, and a batch of one song alone would teach that song. So each row reads a part of its own, from step to step,
+    of as much of the stream as goes into the whole steps of an epoch. A batch depends on nothing but the tokens, where
     documents start, the seed and the step: with four processes, each takes its rows of the same batch.
     Positions are those of musical time, or tokens' numbers in their window.
     """
@@ -42,17 +44,17 @@ class Batches:
             self._home = device if size < GPU_SHARE * torch.cuda.mem_get_info(device)[0] else "cpu"
         self._tokens, *self._positions = (tensor.to(self._home) for tensor in data)
         self._starts, self._lengths = side.docs[:, 0], side.ends - side.docs[:, 0]
-        self._epoch = -1  # of the order at hand
+        self._steps = max(len(side.tokens) // (batch_size * block_size), 1)  # in which each row reads on
+        self._orders: dict[int, tuple[Tensor, Tensor]] = {}  # of the epochs at hand
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs, targets and the inputs' positions of a step on the device, each int64 (batch_size, block_size)."""
-        window, shape = self.batch_size * self.block_size, (self.batch_size, self.block_size)
-        at = self._places(step * window, (step + 1) * window + 1)
-        stream = self._take(self._tokens, at, 0xFFFF)
-        inputs, targets = stream[:-1].view(shape), stream[1:].view(shape)
+        at = self._places(step)
+        tokens = self._take(self._tokens, at, 0xFFFF)
+        inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
         if not self._positions:
-            return inputs, targets, torch.arange(self.block_size, device=self.device).expand(shape)
-        return inputs, targets, self._take(self._positions[0], at[:-1], 0xFFFFFFFF).view(shape)
+            return inputs, targets, torch.arange(self.block_size, device=self.device).expand(inputs.shape)
+        return inputs, targets, self._take(self._positions[0], at[:, :-1], 0xFFFFFFFF)
 
     def _take(self, values: Tensor, at: Tensor, bits: int) -> Tensor:
         """Values of unsigned numbers, held as signed ones of as many bits."""
@@ -62,23 +64,30 @@ class Batches:
         to_gpu = self.device.startswith("cuda")
         return (taken.pin_memory() if to_gpu else taken).to(self.device, non_blocking=to_gpu)
 
-    def _places(self, start: int, end: int) -> Tensor:
-        """Where in the data the tokens [start, end) of the endless stream are."""
+    def _places(self, step: int) -> Tensor:
+        """Where in the data the tokens of a step's windows are, (batch_size, block_size + 1)."""
+        turn, place = divmod(step, self._steps)
+        rows = torch.arange(self.batch_size, device=self._home)
+        first = ((turn * self.batch_size + rows) * self._steps + place) * self.block_size
+        stream = first[:, None] + torch.arange(self.block_size + 1, device=self._home)
         length = len(self._tokens)
-        parts = []
-        for epoch in range(start // length, (end - 1) // length + 1):
-            self._arrange(epoch)
-            first, last = max(start - epoch * length, 0), min(end - epoch * length, length)
-            at = torch.arange(first, last, device=self._home)
-            place = torch.searchsorted(self._begins, at, right=True) - 1  # which document of the epoch
-            parts.append(at + self._moves[place])
-        return torch.cat(parts)
+        begin = (turn * self.batch_size * self._steps + place) * self.block_size
+        end = begin + (self.batch_size - 1) * self._steps * self.block_size + self.block_size
+        at = torch.empty_like(stream)
+        for epoch in range(begin // length, end // length + 1):
+            begins, moves = self._order(epoch)
+            within = stream - epoch * length
+            document = torch.searchsorted(begins, within, right=True) - 1
+            at = torch.where((within >= 0) & (within < length), within + moves[document.clamp(min=0)], at)
+        return at
 
-    def _arrange(self, epoch: int) -> None:
-        """Set where each of the epoch's documents, in their order, begins in it, and how far away it lies, (D,)."""
-        if epoch != self._epoch:
-            self._epoch = epoch
+    def _order(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Where each of the epoch's documents, in their order, begins in it, and how far away it lies, (D,)."""
+        if epoch not in self._orders:
             order = np.random.default_rng([self.seed, epoch]).permutation(len(self._starts))
             begins: IntArray = np.cumsum(self._lengths[order]) - self._lengths[order]
-            self._begins = torch.from_numpy(begins).to(self._home)
-            self._moves = torch.from_numpy(self._starts[order] - begins).to(self._home)
+            begin, move = torch.from_numpy(begins), torch.from_numpy(self._starts[order] - begins)
+            kept = sorted(self._orders)[-1:]  # a step reads from two epochs at most, but in the smallest folders
+            self._orders = {old: self._orders[old] for old in kept}
+            self._orders[epoch] = begin.to(self._home), move.to(self._home)
+        return self._orders[epoch]

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +33,24 @@ def test_every_token_is_a_target_once_an_epoch(prepared: Path) -> None:
     side, _ = load_side(prepared, "train")
     batches = Batches(side, 3, 17, seed=1)
     length = len(side.tokens)
-    stream = np.concatenate([batches(step)[1].ravel().numpy() for step in range(3 * length // 51 + 1)])
+    turn = length // 51  # steps, in which each row reads on from window to window
+    turns = [[batches(n * turn + step)[1].numpy() for step in range(turn)] for n in range(3)]
+    stream = np.concatenate([np.stack(windows, axis=1).ravel() for windows in turns])
     assert torch.equal(batches(2)[1], Batches(side, 3, 17, seed=1)(2)[1])  # a function of the step alone
     first, second = np.append(batches(0)[0][0, 0], stream[: length - 1]), stream[length - 1 : 2 * length - 1]
     assert not np.array_equal(first, second)
     for epoch in (first, second):
         assert np.array_equal(np.sort(epoch), np.sort(side.tokens))
         assert np.array_equal(np.flatnonzero(epoch == START_ID)[:1], [0])
+
+
+def test_the_rows_of_a_batch_are_of_several_songs(prepared: Path) -> None:
+    side, _ = load_side(prepared, "train")
+    of_document = np.repeat(np.arange(len(side.docs)), side.ends - side.docs[:, 0])
+    everything = replace(side, tokens=of_document.astype(np.uint16))
+    for step in range(10):
+        inputs, _, _ = Batches(everything, 4, 16, seed=1)(step)
+        assert len(inputs.unique()) >= 4  # where 64 tokens in a row are of one document or two
 
 
 def test_the_measure_counts_every_line_token_once(prepared: Path) -> None:
