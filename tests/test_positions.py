@@ -130,10 +130,15 @@ def known_documents(side: Side) -> dict[tuple[int, ...], list[int]]:
 def test_a_batchs_positions_belong_to_its_tokens(prepared: Path) -> None:
     side, _ = load_side(prepared, "train")
     batches = Batches(side, 3, 17, seed=1)
-    steps = [batches(step) for step in range(5 * len(side.tokens) // (2 * 51))]  # two and a half epochs
+    turn = len(side.tokens) // 51  # steps, in which each row reads on from window to window
+    steps = [batches(step) for step in range(3 * turn)]
     for inputs, targets, positions in steps:
         assert inputs.shape == targets.shape == positions.shape == (3, 17) and positions.dtype == torch.int64
-    tokens, positions = (torch.cat([step[part].flatten() for step in steps]).tolist() for part in (0, 2))
+    turns = [steps[n * turn : (n + 1) * turn] for n in range(3)]
+    tokens, positions = (
+        torch.cat([torch.stack([step[part] for step in some], dim=1).flatten() for some in turns]).tolist()
+        for part in (0, 2)
+    )
     starts = [place for place, token in enumerate(tokens) if token == START_ID]
     known = known_documents(side)
     for start, end in pairwise(starts):
