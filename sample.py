@@ -411,7 +411,10 @@ def show(args: Args, take: "Prompt", cut: int | None) -> list[str]:
     if args.wav:
         said.append(f"sound by {render_wav(path, wav)}")
     if args.play:
-        said.append(f"played by {play(wav if args.wav else path)}")
+        try:
+            said.append(f"played by {play(wav if args.wav else path)}")
+        except UserError as error:  # the takes to come are written all the same
+            said.append(f"not played: {error}")
     return said
 
 

@@ -82,6 +82,12 @@ class Config:
     """Compile the training step; without it, on CUDA alone."""
 
 
+def check_name(run: str) -> None:
+    """Raise UserError for a name that a run can't have."""
+    if Path(run).name != run:
+        raise UserError(f"--run {run} must be a plain name: it becomes a folder in train/runs")
+
+
 def validate(config: Config) -> None:
     """Raise UserError for numbers that can't be."""
     shape = config.model
@@ -105,8 +111,7 @@ def validate(config: Config) -> None:
         raise UserError(f"--decay {config.decay} must be at most 1")
     if config.dropout is not None and not 0 <= config.dropout < 1:
         raise UserError(f"--dropout {config.dropout} must be from 0 to below 1")
-    if Path(config.run).name != config.run:
-        raise UserError(f"--run {config.run} must be a plain name: it becomes a folder in train/runs")
+    check_name(config.run)
     if shape.n_embd % (2 * shape.n_head):
         raise UserError(f"--model.n-embd {shape.n_embd} is not a multiple of twice --model.n-head {shape.n_head}")
     if shape.n_head % (shape.n_kv_head or shape.n_head):

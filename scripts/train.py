@@ -12,7 +12,7 @@ from typing import Any
 
 from midigpt.config import as_table, as_words, parse_config
 from midigpt.files import UserError, append_line, lock, read_json, write_text
-from midigpt.settings import Config
+from midigpt.settings import Config, check_name
 
 BEGUN = time.perf_counter()
 
@@ -76,6 +76,7 @@ is_first = rank == 0  # prints and saves
 train, meta = load_side(config.root, "train")
 language = read_language(meta["language"])
 val = load_side(config.root, "val")[0]
+check_name(config.run)
 run_folder = config.root / "train" / "runs" / config.run
 held = lock(run_folder / "lock", f"{run_folder} is being trained already") if is_first else None  # until the end
 latest = find_checkpoint(run_folder / "latest")

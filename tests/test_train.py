@@ -261,6 +261,7 @@ def test_runs_that_do_not_fit_are_refused(trained: Path) -> None:
     assert "begun with another seed" in refusal(run_script(TRAIN, *flags, "--seed", "2"))
     best = trained / "train" / "runs" / "default" / "best"
     assert "must be a plain name" in refusal(run_script(TRAIN, "--root", trained, "--run", "../other"))
+    assert not (trained / "train" / "other").exists()
     assert "was not begun from" in refusal(run_script(TRAIN, *flags, "--init-from", best))
     assert "has made 150 steps already" in refusal(run_script(TRAIN, *flags, "--max-steps", "100"))
 
