@@ -155,7 +155,7 @@ def load_tokenizer(root: Path) -> tuple[Tokenizer, dict[str, Any]]:
     meta = read_json(path.with_suffix(".meta.json"))
     spoken = str(language(root))
     if meta["language"] != spoken or meta["sha256"] != file_sha256(path):
-        raise UserError(f"{path} is not of the language {spoken!r}; learn it anew with: {make(root, 'tokenizer')}")
+        raise UserError(f"{path} is not of the language {spoken!r}; run: {make(root, 'dataset', 'tokenizer')}")
     return Tokenizer.from_file(str(path)), meta
 
 
