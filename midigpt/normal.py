@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from midigpt.header import LanguageError, nearest_tempo
 from midigpt.score import IntArray, Score, Track, cut_repeats
 
 Layout = Literal["track", "song"]  # a document for each track, or one for all of them
+Bins = TypeVar("Bins", int, IntArray)
 
 GRID = 24  # steps to the beat: holds 32nds and triplets
 VELOCITY_STEP = 8  # velocities to a loudness bin: 16 bins
@@ -65,7 +66,7 @@ def normalise(score: Score, layout: Layout = "track") -> Score:
     """
     tracks = song_order(score.tracks) if layout == "song" else [track for track in score.tracks if len(track)]
     notes = normal_notes(tracks, np.full(len(tracks), score.ticks_per_beat))
-    velocity = notes.bins * VELOCITY_STEP - VELOCITY_STEP // 2
+    velocity = velocity_of(notes.bins)
     normal = []
     for track, (start, stop) in zip(tracks, bounds(notes.part, len(tracks)), strict=True):
         onset, end, pitch, loudness = (a[start:stop] for a in (notes.onset, notes.end, notes.pitch, velocity))
@@ -104,6 +105,11 @@ def normal_notes(tracks: Sequence[Track], ticks_per_beat: IntArray) -> Notes:
         end, bins = np.maximum.reduceat(end, first), np.maximum.reduceat(bins, first)
         part, onset, pitch = part[first], onset[first], pitch[first]
     return Notes(part, onset, cut_repeats(onset, end, part << 7 | pitch), pitch, bins)
+
+
+def velocity_of(bins: Bins) -> Bins:
+    """The velocities that bins stand for: their middle."""
+    return bins * VELOCITY_STEP - VELOCITY_STEP // 2
 
 
 def bounds(part: IntArray, parts: int) -> list[tuple[int, int]]:

@@ -1,13 +1,32 @@
 """What encodings share whose times are whole grid steps: putting lines together, and reading them one by one."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from midigpt.encodings import Sheet
-from midigpt.header import LanguageError
-from midigpt.normal import MAX_TICKS
+from midigpt.encodings import Row, Sheet, split_mark
+from midigpt.header import Header, LanguageError
+from midigpt.normal import GRID, MAX_TICKS
 from midigpt.score import IntArray
+
+
+@dataclass
+class Taken:
+    """What has been taken down of a document whose lines are read one by one."""
+
+    is_song: bool
+    rows: list[Row] = field(default_factory=list)
+    part: str = ""  # the last note's
+
+    def without_mark(self, note: str) -> str:
+        """A note's text without its part's mark; `part` is its part from now on. Raises LanguageError as split_mark."""
+        self.part, text = split_mark(note, self.part, self.is_song)
+        return text
+
+
+# Takes down a line that begins at a grid step, without its newline; returns the steps until the next.
+TakeLine = Callable[[Taken, str, int], int]
 
 
 def document_of(sheet: Sheet) -> IntArray:
@@ -59,6 +78,20 @@ def join_lines(
             pieces.append(texts[i])
         bodies.append("".join((*pieces, time_text(end - now), "\n")))
     return bodies
+
+
+def read_notes(
+    take_line: TakeLine, body: str, header: Header, first: int, is_song: bool
+) -> tuple[list[Row], int]:
+    """The notes of a document, in normal form or not, and the ticks to the beat in which their times are."""
+    taken = Taken(is_song)
+    read_lines(body, first, lambda line, now: take_line(taken, line, now))
+    return taken.rows, GRID
+
+
+def check_first(take_line: TakeLine, line: str, header: Header, is_song: bool) -> None:
+    """Raises LanguageError where a line can't be the first of a document."""
+    take_line(Taken(is_song), line, 0)
 
 
 def read_lines(body: str, first: int, read_line: Callable[[str, int], int]) -> int:

@@ -17,13 +17,14 @@ Lost beyond what normalising rounds: notes of more than 16 beats are up to an ei
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from midigpt.encodings import Row, Sheet, split_mark
-from midigpt.encodings._lines import document_ends, join_lines, read_lines
-from midigpt.header import Header, LanguageError, shown
-from midigpt.normal import GRID, MAX_TICKS, VELOCITY_STEP
+from midigpt.encodings import Row, Sheet
+from midigpt.encodings._lines import Taken, check_first, document_ends, join_lines, read_notes
+from midigpt.header import LanguageError, shown
+from midigpt.normal import GRID, MAX_TICKS, velocity_of
 
 VERSION = 1
 ALPHABET = None
@@ -77,34 +78,18 @@ def _steps(character: str) -> int:
     return code if code < 4096 else 4096 << code - 4096
 
 
-def read(body: str, header: Header, first: int, is_song: bool) -> tuple[list[Row], int]:
-    """The notes of a document, in normal form or not, and the ticks to the beat in which their times are."""
-    reader = _Reader(is_song)
-    read_lines(body, first, reader.read_line)
-    return reader.rows, GRID
+def _take_line(taken: Taken, line: str, now: int) -> int:
+    """Takes down the notes of a line that begins `now`; returns the time until the next, both in steps."""
+    match = _LINE.fullmatch(line)
+    if not match:
+        raise LanguageError(f"{shown(line)} is not notes, from U+10000 on, and a time, of U+E001 to U+F012")
+    for note in _MARKED_NOTE.findall(match[1]):
+        text = taken.without_mark(note)
+        code = ord(text) - FIRST_NOTE
+        pitch, velocity, length = code >> 13, code >> 9 & 15, int(LENGTHS[code & 511])
+        taken.rows.append(Row(taken.part, now, length, pitch, velocity_of(velocity + 1)))
+    return sum(map(_steps, match[2]))
 
 
-def check_line(line: str, header: Header, is_song: bool) -> None:
-    """Raises LanguageError where a line can't be the first of a document."""
-    _Reader(is_song).read_line(line, 0)
-
-
-class _Reader:
-    """Lines -> rows."""
-
-    def __init__(self, is_song: bool) -> None:
-        self.rows: list[Row] = []
-        self._is_song = is_song
-        self._part = ""
-
-    def read_line(self, line: str, now: int) -> int:
-        """Takes down the notes of a line that begins `now`; returns the time until the next, both in steps."""
-        match = _LINE.fullmatch(line)
-        if not match:
-            raise LanguageError(f"{shown(line)} is not notes, from U+10000 on, and a time, of U+E001 to U+F012")
-        for note in _MARKED_NOTE.findall(match[1]):
-            self._part, text = split_mark(note, self._part, self._is_song)
-            code = ord(text) - FIRST_NOTE
-            pitch, velocity, length = code >> 13, code >> 9 & 15, int(LENGTHS[code & 511])
-            self.rows.append(Row(self._part, now, length, pitch, (velocity + 1) * VELOCITY_STEP - VELOCITY_STEP // 2))
-        return sum(map(_steps, match[2]))
+read = partial(read_notes, _take_line)
+check_line = partial(check_first, _take_line)

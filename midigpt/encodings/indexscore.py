@@ -13,13 +13,14 @@ the last line's time is its longest note's. Nothing is lost beyond what normalis
 """
 
 import re
+from functools import partial
 
 import numpy as np
 
-from midigpt.encodings import Row, Sheet, split_mark
-from midigpt.encodings._lines import document_ends, document_of, join_lines, read_lines
-from midigpt.header import Header, LanguageError, shown
-from midigpt.normal import GRID, MAX_TICKS, VELOCITY_STEP
+from midigpt.encodings import Row, Sheet
+from midigpt.encodings._lines import Taken, check_first, document_ends, document_of, join_lines, read_notes
+from midigpt.header import LanguageError, shown
+from midigpt.normal import MAX_TICKS, velocity_of
 
 VERSION = 1
 ALPHABET = "0123456789ndvs|\n"
@@ -54,39 +55,23 @@ def _time_text(steps: int) -> str:
     return f"s{steps}"
 
 
-def read(body: str, header: Header, first: int, is_song: bool) -> tuple[list[Row], int]:
-    """The notes of a document, in normal form or not, and the ticks to the beat in which their times are."""
-    reader = _Reader(is_song)
-    read_lines(body, first, reader.read_line)
-    return reader.rows, GRID
+def _take_line(taken: Taken, line: str, now: int) -> int:
+    """Takes down the notes of a line that begins `now`; returns the time until the next, both in steps."""
+    *notes, time = line.split("|")
+    steps = _LINE_TIME.fullmatch(time)
+    if not steps:
+        raise LanguageError(f"{shown(line)} does not end in a time such as s12")
+    for note in notes:
+        text = taken.without_mark(note)
+        match = _NOTE.fullmatch(text)
+        if not match:
+            raise LanguageError(f"{shown(note)} is not a note such as n60d24v10")
+        pitch, length, velocity = map(int, match.groups())
+        if now + length > MAX_TICKS:
+            raise LanguageError(f"{note!r} is longer than a MIDI file can be")
+        taken.rows.append(Row(taken.part, now, length, pitch, velocity_of(velocity)))
+    return int(steps[1])
 
 
-def check_line(line: str, header: Header, is_song: bool) -> None:
-    """Raises LanguageError where a line can't be the first of a document."""
-    _Reader(is_song).read_line(line, 0)
-
-
-class _Reader:
-    """Lines -> rows."""
-
-    def __init__(self, is_song: bool) -> None:
-        self.rows: list[Row] = []
-        self._is_song = is_song
-        self._part = ""
-
-    def read_line(self, line: str, now: int) -> int:
-        """Takes down the notes of a line that begins `now`; returns the time until the next, both in steps."""
-        *notes, time = line.split("|")
-        steps = _LINE_TIME.fullmatch(time)
-        if not steps:
-            raise LanguageError(f"{shown(line)} does not end in a time such as s12")
-        for note in notes:
-            self._part, text = split_mark(note, self._part, self._is_song)
-            match = _NOTE.fullmatch(text)
-            if not match:
-                raise LanguageError(f"{shown(note)} is not a note such as n60d24v10")
-            pitch, length, velocity = map(int, match.groups())
-            if now + length > MAX_TICKS:
-                raise LanguageError(f"{note!r} is longer than a MIDI file can be")
-            self.rows.append(Row(self._part, now, length, pitch, velocity * VELOCITY_STEP - VELOCITY_STEP // 2))
-        return int(steps[1])
+read = partial(read_notes, _take_line)
+check_line = partial(check_first, _take_line)

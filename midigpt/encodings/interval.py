@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from midigpt.encodings import Row, Sheet, first_pitches, is_drum_mark, is_marked, mark_table, split_mark
 from midigpt.header import DEFAULT_KEY, Header, LanguageError, shown
-from midigpt.normal import GRID, MAX_RESOLUTION, MAX_TICKS, VELOCITY_BINS, VELOCITY_STEP
+from midigpt.normal import GRID, MAX_RESOLUTION, MAX_TICKS, VELOCITY_BINS, velocity_of
 from midigpt.score import IntArray
 
 VERSION = 1
@@ -210,7 +210,7 @@ def read(
         line_ticks = to_ticks(time)
         for part, pitch, velocity_bin, length in notes:
             duration = to_ticks(length) if length else line_ticks
-            rows.append(Row(part, now, duration, pitch, velocity_bin * VELOCITY_STEP - VELOCITY_STEP // 2))
+            rows.append(Row(part, now, duration, pitch, velocity_of(velocity_bin)))
         now += line_ticks
         if now > MAX_TICKS:
             raise LanguageError(f"line {number}: the piece is longer than a MIDI file can be")

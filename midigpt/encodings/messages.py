@@ -13,13 +13,14 @@ The reader ends a note where its pitch begins again, and with the document; it r
 """
 
 import re
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from midigpt.encodings import Row, Sheet, split_mark
-from midigpt.encodings._lines import document_of, join_lines, last_onsets, read_lines
+from midigpt.encodings import Row, Sheet
+from midigpt.encodings._lines import Taken, document_of, join_lines, last_onsets, read_lines
 from midigpt.header import Header, LanguageError, shown
-from midigpt.normal import GRID, VELOCITY_BINS, VELOCITY_STEP
+from midigpt.normal import GRID, VELOCITY_BINS, velocity_of
 from midigpt.score import IntArray
 
 VERSION = 1
@@ -84,35 +85,32 @@ def check_line(line: str, header: Header, is_song: bool) -> None:
     _Reader(is_song).read_line(line, 0)
 
 
-class _Reader:
+@dataclass
+class _Reader(Taken):
     """Lines -> rows of the notes that have ended, and those that sound."""
 
-    def __init__(self, is_song: bool) -> None:
-        self.rows: list[Row] = []
-        self.sounding: dict[tuple[str, int], tuple[int, int]] = {}  # by part and pitch, its onset and velocity
-        self._is_song = is_song
-        self._part = ""
-        self._has_ended = False
+    sounding: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)  # by part, pitch: onset, velocity
+    has_ended: bool = False
 
     def read_line(self, line: str, now: int) -> int:
         """Takes down the messages of a line that begins `now`; returns the time until the next, both in steps."""
-        if self._has_ended:
+        if self.has_ended:
             raise LanguageError("the document has ended with the time 0 of the line before")
         *messages, time = line.split("|")
         if not _LINE_TIME.fullmatch(time):
             raise LanguageError(f"{shown(line)} does not end in a time such as 24")
-        self._has_ended = time == "0"
+        self.has_ended = time == "0"
         for message in messages:
-            self._part, text = split_mark(message, self._part, self._is_song)
+            text = self.without_mark(message)
             match = _MESSAGE.fullmatch(text)
             if not match:
                 raise LanguageError(f"{shown(message)} is no message such as 60+10 or 60-")
-            note = self._part, int(match[1])
+            note = self.part, int(match[1])
             self._end(note, now, message, is_again=match[2] is not None)
             if match[2]:
-                if self._has_ended:
+                if self.has_ended:
                     raise LanguageError(f"{message!r} begins where the document ends")
-                self.sounding[note] = now, int(match[2]) * VELOCITY_STEP - VELOCITY_STEP // 2
+                self.sounding[note] = now, velocity_of(int(match[2]))
         return int(time)
 
     def _end(self, note: tuple[str, int], now: int, message: str, is_again: bool) -> None:
