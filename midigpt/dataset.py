@@ -1,4 +1,4 @@
-"""Indexed MIDI files -> documents in data/, by any number of processes or machines; and which of them are duplicates.
+"""Indexed MIDI files -> documents in data/, by any number of processes or machines.
 
 Files are written under a temporary name and renamed, and a chunk's outcomes are recorded after its last
 document; a run begins by removing what the index does not know. So one that is interrupted at any point, even
@@ -12,32 +12,27 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 from tqdm import tqdm
 
 from midigpt import executors
 from midigpt.convert import TOO_LARGE, Chunk, Job, Outcome, Result, convert_chunk
-from midigpt.duplicates import Print, clusters, share_within
 from midigpt.executors import Executor
 from midigpt.files import UserError, printable
 from midigpt.filters import Filters
 from midigpt.index import data_folder, document_names, language_of, open_index, set_setting, setting, shard_name
 from midigpt.language import Language
 from midigpt.normal import Layout
+from midigpt.originals import Dedupe, mark_duplicates
 from midigpt.storage import UNREADABLE, Folder
 from midigpt.workers import Died
 
-Dedupe = Literal["off", "exact", "music"]
-
 CHUNK_FILES = 16  # to a task, where each document is a file
-DUPLICATE_SHARE = 0.5  # of a file's music that must be in another for it to be left out
 CRASHED = "crashed the reader"  # as the reason of a refusal; it may pass
 TOO_SLOW = "takes more than"  # too, with another limit
 COMMIT_SECONDS = 1.0  # outcomes younger than this are lost by a kill, and made again
@@ -106,7 +101,7 @@ def make_dataset(root: Path, options: Options = DEFAULT) -> Summary:
                 time_limit=options.time_limit if options.executor.kind != "serial" else 0,
             )
             converted = _run(index, convert, options, _recipe(options, language), chunks)
-            _mark_duplicates(index, options.dedupe)
+            mark_duplicates(index, options.dedupe)
             if is_sharded:
                 _write_manifest(index, data, _recipe(options, language))
         return _summary(index, converted, removed, before)
@@ -368,79 +363,7 @@ def _record(index: sqlite3.Connection, recipe: str, chunk: Chunk, result: Result
         index.execute("INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?, ?, ?)", row)
 
 
-# --- duplicates, manifest, summary -----------------------------------------------------------------------
-
-
-def _mark_duplicates(index: sqlite3.Connection, dedupe: Dedupe) -> None:
-    """Name the song of every file, and the file that is used in place of each duplicate.
-
-    All files with some of the same music are one song, whether or not duplicates are left out: so they are on one
-    side of every split. A duplicate is a file most of which is in another that is kept, which has at least as
-    many notes; so an arrangement of its own stays, and no music is lost.
-
-    Does nothing where neither the files nor what is wanted have changed: a file that is new or changed has no
-    song, and one that is no longer there, or refused now, is missing from the number of them.
-    """
-    converted = "FROM files WHERE state = 'converted'"
-    (count, marked) = index.execute(f"SELECT count(*), count(song) {converted}").fetchone()
-    done = f"{dedupe} {count}"
-    if count == marked and setting(index, "dedupe") == done:
-        return
-    query = "SELECT name, notes, exact, music, grams FROM files JOIN prints USING (name) WHERE state = 'converted'"
-    rows = index.execute(f"{query} ORDER BY name").fetchall()
-    files = [_Music(row[0], row[1], row[2], row[3], np.frombuffer(row[4], np.uint32)) for row in rows]
-    songs: dict[int, list[_Music]] = {}
-    same_music = clusters([file.grams for file in files]).label.tolist()
-    for file, label in zip(files, _joined([file.music for file in files], same_music), strict=True):
-        songs.setdefault(label, []).append(file)
-    marks: list[tuple[str, str | None, str]] = []
-    for song in songs.values():
-        name = min(file.music for file in song)
-        kept: list[_Music] = []
-        by_hash: dict[str, str] = {}  # the name of the kept file
-        for file in sorted(song, key=lambda file: (-file.notes, file.name)):
-            original = None
-            if dedupe != "off":
-                original = by_hash.get(file.exact if dedupe == "exact" else file.music)
-            if dedupe == "music" and original is None:
-                original = next((other.name for other in kept if _is_within(file, other)), None)
-            if original is None:
-                kept.append(file)
-            by_hash.setdefault(file.exact if dedupe == "exact" else file.music, original or file.name)
-            marks.append((name, original, file.name))
-    with index:
-        index.executemany("UPDATE files SET song = ?, duplicate_of = ? WHERE name = ?", marks)
-        set_setting(index, "dedupe", done)
-
-
-@dataclass(frozen=True)
-class _Music:
-    """What tells a converted file's music from another's."""
-
-    name: str
-    notes: int
-    exact: str
-    music: str
-    grams: Print
-
-
-def _is_within(file: _Music, other: _Music) -> bool:
-    return share_within(file.grams, other.grams) >= DUPLICATE_SHARE
-
-
-def _joined(keys: Sequence[str], labels: Sequence[int]) -> list[int]:
-    """Cluster labels after joining the clusters that have a key in common."""
-    parent = {label: label for label in labels}
-
-    def top(label: int) -> int:
-        while parent[label] != label:
-            parent[label] = label = parent[parent[label]]
-        return label
-
-    first: dict[str, int] = {}
-    for key, label in zip(keys, labels, strict=True):
-        parent[top(label)] = top(first.setdefault(key, label))
-    return [top(label) for label in labels]
+# --- manifest, summary -----------------------------------------------------------------------------------
 
 
 def _write_manifest(index: sqlite3.Connection, data: Folder, recipe: str) -> None:

@@ -14,11 +14,12 @@ from typing import Literal
 
 import tyro
 
-from midigpt.dataset import DEFAULT, Dedupe, Options, Summary, make_dataset
+from midigpt.dataset import DEFAULT, Options, Summary, make_dataset
 from midigpt.executors import Executor
 from midigpt.files import UserError, locked, parse_arguments
 from midigpt.filters import Filters
 from midigpt.normal import Layout
+from midigpt.originals import Dedupe
 
 SHOWN = 3  # refused files by name, of each kind
 
