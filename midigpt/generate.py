@@ -23,7 +23,7 @@ from midigpt.language import Language, decode
 from midigpt.model import GPT
 from midigpt.normal import GRID, MAX_TICKS
 from midigpt.positions import token_positions
-from midigpt.tokenizer import START_ID, document_tokens, line_steps, token_texts
+from midigpt.tokenizer import START_ID, document_tokens, line_steps
 
 MAX_NOTES = 1000  # of a take that the model does not end
 AT_ONCE, AT_ONCE_ON_GPU = 64, 256  # takes; more are written in turns
@@ -112,7 +112,7 @@ def compose(
     """
     device = drawing_device(model)
     grammar = Grammar(tokenizer, language, wishes, not length.is_given, keys, marks=marks, device=device)
-    prepared, start = Prepared(model, weights), placed(tokenizer, language, "")
+    prepared, start = Prepared(model, weights), placed(tokenizer, grammar, "")
     written = _write(prepared, tokenizer, grammar, drawing, start, grammar.start, [length] * takes)
     return [its.text for its in written if not grammar.is_free or _readable(its.text, language)]
 
@@ -144,18 +144,17 @@ def go_on(
         behind = last[0] if last and last[0] in references else ""
     may_end, device = not lengths[0].is_given, drawing_device(prepared.model)
     grammar = Grammar(tokenizer, language, None, may_end, keys, drums, [*references], behind, device)
-    given = placed(tokenizer, language, without_key(header) + body)
+    given = placed(tokenizer, grammar, without_key(header) + body)
     end = sum(time_of(line, language) for line in body.splitlines())
     place = partial(grammar.start, references=references, time=end)
     written = _write(prepared, tokenizer, grammar, drawing, given, place, lengths, read)
     return [_cut(lines, document, language) for lines in written] if grammar.is_free else written
 
 
-def placed(tokenizer: Tokenizer, language: Language, document: str) -> list[Placed]:
-    """The tokens of a document with their positions, a start token first."""
-    ids, times = document_tokens(tokenizer, language, document)
-    texts = token_texts(tokenizer)
-    positions = token_positions([0, *times], ["", *(texts[token] for token in ids)])
+def placed(tokenizer: Tokenizer, grammar: Grammar, document: str) -> list[Placed]:
+    """The tokens of a document in the grammar's language with their positions, a start token first."""
+    ids, times = document_tokens(tokenizer, grammar.language, document)
+    positions = token_positions([0, *times], ["", *(grammar.texts[token] for token in ids)])
     return list(zip([START_ID, *ids], positions, strict=True))
 
 
@@ -289,7 +288,7 @@ class Writer:
         end = next((n for n, text in enumerate(texts, start=1) if text.endswith("\n")), 1)
         header = "".join(self.grammar.texts[token] for token, _ in tokens[:end])
         header = without_key(header) if header.startswith("#") else ""
-        head = placed(self.tokenizer, self.grammar.language, header)[: room // 2]
+        head = placed(self.tokenizer, self.grammar, header)[: room // 2]
         return head, tokens[len(head) - room :]
 
     def draw_some(self) -> list[list[Placed]]:

@@ -168,12 +168,12 @@ def test_tokens_are_read_at_their_positions(language: Language, begun: int) -> N
     now = sum(map(language.module.line_steps, given.splitlines()[1:]))
     place = grammar.start(1, dict.fromkeys(["", "0", "30", "d"], 60) if begun else None, now)
     writer = Writer(decoder, tokenizer, grammar, Drawing())
-    (written,) = writer.write(placed(tokenizer, language, given), place, [Length(steps=500)])
+    (written,) = writer.write(placed(tokenizer, grammar, given), place, [Length(steps=500)])
     assert text.startswith(given + written.text) and written.end >= 500
     assert [position for _, position in decoder.placed] == expected[: len(decoder.placed)]
     assert len(decoder.reads) > 1
     for read, positions, count in decoder.again:
-        head = min(len(placed(tokenizer, language, without_key(header))), 18)  # half of 36 tokens at most
+        head = min(len(placed(tokenizer, grammar, without_key(header))), 18)  # half of 36 tokens at most
         assert positions[head:] == expected[count - len(read) + head : count]
         assert positions[:head] == [positions[head] + position for position in expected[:head]]
 
@@ -306,7 +306,7 @@ def test_lines_without_notes_come_to_an_end(untrained: GPT, monkeypatch: pytest.
     decoder = Scripted(tokenizer, "1\n" * 9, 99, 1, tokenizer.get_vocab_size())
     grammar = Grammar(tokenizer, language, may_end=False, behind="")
     writer = Writer(decoder, tokenizer, grammar, Drawing())
-    (lines,) = writer.write(placed(tokenizer, language, ""), grammar.start(1), [Length(notes=5)], read_header(""))
+    (lines,) = writer.write(placed(tokenizer, grammar, ""), grammar.start(1), [Length(notes=5)], read_header(""))
     assert 20 < lines.text.count("\n") <= 50 and lines.notes == 0
 
 
