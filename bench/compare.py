@@ -217,7 +217,7 @@ COLUMNS = {
 
 
 def spread(values: list[float]) -> str:
-    """Mean and, of several, half the distance between the furthest."""
+    """The mean and, of several, the standard deviation."""
     if len(values) < 2:
         return f"{values[0]:.2f}"
     return f"{mean(values):.2f} ± {stdev(values):.2f}"

@@ -6,7 +6,7 @@ are packed as `make train-bin` packs them: the same split, header fields dropped
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,7 +109,7 @@ def drawn(choices: Sequence[int], *names: object) -> int:
 
 
 def copies(piece: Piece, keys: int) -> list[Score]:
-    """The piece in so many keys: its own, and others from a fifth below to a tritone above."""
+    """The piece in so many keys: its own, and others up to a tritone away."""
     moves = sorted(MOVES, key=lambda move: hashlib.sha256(f"{piece.name} {move}".encode()).digest())
     return [piece.score, *(moved(piece.score, move) for move in moves[: keys - 1])]
 
@@ -144,7 +144,7 @@ SWITCHES: dict[str, Callable[[Score], Score]] = {
 # --- text ------------------------------------------------------------------------------------------------
 
 
-def write_document(way: Way, score: Score) -> tuple[str, list[str]]:
+def write_documents(way: Way, score: Score) -> list[tuple[str, list[str]]]:
     """Header and lines of each document of a normalised score."""
     language = Language(way.encoding, way.layout)
     if way.switch in SWITCHES or not way.switch:
@@ -184,13 +184,13 @@ def pack_text(way: Way, sides: dict[str, list[tuple[str, Score]]]) -> tuple[dict
     """Documents of each side as tokens, by a BPE learned from the training side."""
     language = Language(way.encoding, way.layout)
     written = {
-        side: [(name, *document) for name, score in pieces for document in write_document(way, score)]
+        side: [(name, *document) for name, score in pieces for document in write_documents(way, score)]
         for side, pieces in sides.items()
     }
     alphabet = [*base_alphabet(language), *("'" if way.switch == "bars" else "")]
     tokenizer, trainer = new_tokenizer(way.vocab_size or len(alphabet) + 1, language)
     trainer.initial_alphabet, trainer.limit_alphabet = alphabet, len(alphabet)
-    tokenizer.train_from_iterator(_to_learn(written["train"]), trainer)
+    tokenizer.train_from_iterator(_to_learn(written["train"], language), trainer)
     encode_lines = LineEncoder(tokenizer, language)
     arrays: dict[str, np.ndarray] = {}
     for side, documents in written.items():
@@ -204,11 +204,13 @@ def pack_text(way: Way, sides: dict[str, list[tuple[str, Score]]]) -> tuple[dict
     return arrays, tokenizer
 
 
-def _to_learn(documents: list[tuple[str, str, list[str]]]) -> Any:
+def _to_learn(documents: list[tuple[str, str, list[str]]], language: Language) -> Iterator[str]:
+    """Documents with about LEARN_NOTES notes."""
     notes = 0
     for _, header, lines in documents:
-        yield header + "".join(lines)
-        notes += sum(line.count("|") for line in lines) or len(lines)
+        body = "".join(lines)
+        yield header + body
+        notes += language.module.count_notes(body)
         if notes > LEARN_NOTES:
             return
 

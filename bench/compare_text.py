@@ -12,33 +12,21 @@
 Tests compare the first two with the modules named.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 
 from midigpt.encodings.interval import time_text
 from midigpt.header import nearest_tempo
-from midigpt.normal import GRID, VELOCITY_STEP
+from midigpt.normal import GRID, VELOCITY_STEP, part_marks
 from midigpt.score import Score
 
 SWITCHES = ("chained", "chained bars", "from the key", "across parts", "high first", "bars", "note-offs")
 Note = tuple[int, int, int, int, int]  # onset, part, pitch, velocity bin (0: its end), length in grid steps
 
 
-def part_marks(score: Score) -> list[str]:
-    """What stands for each track, in its order: 0, 0.2, 32, d."""
-    count: Counter[str] = Counter()
-    marks = []
-    for track in score.tracks:
-        name = "d" if track.is_drum else str(track.program)
-        count[name] += 1
-        marks.append(name if count[name] == 1 else f"{name}.{count[name]}")
-    return marks
-
-
 def write_lines(score: Score, switch: str) -> tuple[str, list[str]]:
     """Header and lines of a normalised score (grid steps are its ticks) in the song layout."""
-    marks = part_marks(score)
+    marks = part_marks(score.tracks)
     notes = sorted(_notes(score, switch))
     pitched = [note for note in notes if not score.tracks[note[1]].is_drum]
     key = pitched[0][2] if pitched else 60
