@@ -16,7 +16,7 @@ from midigpt.midi import read_midi
 from midigpt.normal import GRID, normalise
 from midigpt.score import Score, Track, track_from_notes
 from tests.conftest import PROJECT, midi_files
-from tests.test_language import scores, tracks
+from tests.test_language import draw_moved, scores, tracks, with_room
 
 SONG = Language("interval", "song")
 few_programs = st.builds(lambda track, program: replace(track, program=program), tracks, st.sampled_from([0, 1, 33]))
@@ -68,14 +68,9 @@ def test_both_layouts_hold_the_same_music(score: Score) -> None:
     assert normalise(together, "song") == together
 
 
-@given(
-    songs.map(lambda score: replace(score, tracks=tuple(replace(t, pitch=30 + t.pitch // 3) for t in score.tracks))),
-    st.data(),
-)
+@given(with_room(songs), st.data())
 def test_a_transposed_song_gives_the_same_lines_and_drums_stay(score: Score, data: st.DataObject) -> None:
-    pitched = [pitch for track in score.tracks if not track.is_drum for pitch in track.pitch.tolist()]
-    k = data.draw(st.integers(-min(pitched, default=0), 127 - max(pitched, default=127)))
-    moved = replace(score, tracks=tuple(t if t.is_drum else replace(t, pitch=t.pitch + k) for t in score.tracks))
+    moved, k = draw_moved(score, data)
     before, after = song(score), song(moved)
     assert after.body == before.body
     old, new = read_header(before.header), read_header(after.header)
