@@ -1,8 +1,9 @@
 """The anchored language's switches as bench/compare.py tries them: the same notes, written in other ways.
 
     ""            as midigpt/encodings/anchored.py writes them
-    chained       a part's first note counts from its first in the line before, as in interval.py
-    chained bars  the same, but a part's first note in a bar counts from the header's key
+    first note    the header's key is not the scale's tonic but the first note that is no drum
+    chained       the same, and a part's first note counts from its first in the line before, as in interval.py
+    chained bars  chained from the header's key, but a part's first note in a bar counts from the header's key
     from the key  every pitch is a distance from the header's key
     across parts  the first note of a line is a distance from the header's key, the others count on, whatever their part
     high first    within a part the highest note first
@@ -16,11 +17,12 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from midigpt.encodings.interval import time_text
-from midigpt.header import nearest_tempo
+from midigpt.header import DEFAULT_KEY, nearest_tempo, read_header
+from midigpt.language import Language, encode
 from midigpt.normal import GRID, VELOCITY_STEP, part_marks
 from midigpt.score import Score
 
-SWITCHES = ("chained", "chained bars", "from the key", "across parts", "high first", "bars", "note-offs")
+SWITCHES = ("first note", "chained", "chained bars", "from the key", "across parts", "high first", "bars", "note-offs")
 Note = tuple[int, int, int, int, int]  # onset, part, pitch, velocity bin (0: its end), length in grid steps
 
 
@@ -29,7 +31,9 @@ def write_lines(score: Score, switch: str) -> tuple[str, list[str]]:
     marks = part_marks(score.tracks)
     notes = sorted(_notes(score, switch))
     pitched = [note for note in notes if not score.tracks[note[1]].is_drum]
-    key = pitched[0][2] if pitched else 60
+    key = DEFAULT_KEY
+    if pitched:
+        key = pitched[0][2] if switch in ("first note", "chained") else _key(score)
     reference = dict.fromkeys(range(len(marks)), key)
     numerator, denominator = score.meter
     bar_steps = Fraction(4 * GRID * numerator, denominator)
@@ -63,6 +67,14 @@ def write_lines(score: Score, switch: str) -> tuple[str, list[str]]:
         lines.append(f"{text}{time_text(line_steps)}\n")
     anchor = f" key={key}" if pitched else ""
     return f"# tempo={nearest_tempo(score.tempo_bpm)} meter={numerator}/{denominator}{anchor}\n", lines
+
+
+def _key(score: Score) -> int:
+    """The scale's tonic."""
+    (document,) = encode(score, language=Language())
+    key = read_header(document.header).key
+    assert key is not None
+    return key
 
 
 def _counted_from(switch: str, part: int, running: dict[int, int], reference: dict[int, int], key: int) -> int:

@@ -58,6 +58,7 @@ class Bounds:
     key_beginnings: Mapping[str, frozenset[str]] = field(compare=False)  # of their digits
     parts: Mapping[str, tuple[int, ...]] = field(compare=False)  # those whose mark begins so, by their number
     drums: frozenset[int] = frozenset()
+    begins_at_key: bool = True  # whether the header's key is the first note's
 
     def kind(self, part: str) -> str:
         """Of the notes of a part, by its mark, or by the program of a track."""
@@ -114,7 +115,8 @@ def _line(state: State, c: str, bounds: Bounds) -> Step:
         return (("end",), ()) if place == "more" else None
     if c == "d":
         return _mark(("mark", ""), c, bounds)
-    if c in bounds.parts or (_may_be_note(kind, c, bounds) and (place != "start" or kind != "interval" or c == "0")):
+    is_bound = place == "start" and kind == "interval" and bounds.begins_at_key
+    if c in bounds.parts or (_may_be_note(kind, c, bounds) and (c == "0" or not is_bound)):
         return ("number", kind, "first", int(c)), ()
     return None
 

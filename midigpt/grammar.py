@@ -5,6 +5,7 @@ come, the state behind it, and what it does to the pitches that intervals count 
 """
 
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ class Place(NamedTuple):
     references: Tensor  # (B, P) int16; that each part's first note in a line counts from, or is to be above
     part: Tensor  # (B,) int64; which has played last; -1 before the first
     floor: Tensor  # (B,) int64; which one a mark must come behind: in a line the last one, at its beginning -1
-    has_key: Tensor  # (B,) bool; whether the note that the header's key names has been written
+    has_key: Tensor  # (B,) bool; whether a note has been written, where the first one is the header's key
     count: Tensor  # (B,) int64; of the line's time
     time: Tensor  # (B,) int64; grid steps from the document's beginning to that of the line that the next token is of
     index: Tensor  # (B,) int64; of the next token in its line
@@ -81,7 +82,9 @@ class Grammar:
         self._has_marks = language.is_song and not self.is_free
         self.marks = sorted(marks, key=part_order) if self._has_marks else [""]
         values = _header_values(language, wishes or {}, keys, marks)
+        self._is_new, self._is_anchored = behind is None, language.encoding == "anchored"
         bounds = automaton.make_bounds(values, drums, self.marks if self._has_marks else (), notes)
+        bounds = replace(bounds, begins_at_key=not self._is_anchored)
         states, characters = automaton.write_out(self._start(bounds, behind), bounds)
         self.texts = token_texts(tokenizer)
         tables = _compose(characters, np.array([state[0] == "mark" for state in states]), tuple(self.texts))
@@ -96,7 +99,6 @@ class Grammar:
         if self._has_marks:
             self._know_marks(tables["mark"])
         self._behind = self.marks.index(behind) if self._has_marks and behind else -1 if self._has_marks else 0
-        self._is_new, self._is_anchored = behind is None, language.encoding == "anchored"
         self._know_parts(bounds, keys, behind)
         self._know_states(bounds, list(states))
 
@@ -214,7 +216,7 @@ class Grammar:
         if self._has_marks:
             behind = following[:, self._beginnings].clamp(min=0)
             leads_on[:, self._beginnings] |= self._can_be_marks(place).gather(1, behind)
-            if self._is_new:
+            if self._is_new and not self._is_anchored:
                 allowed &= place.has_key[:, None] | ((down & 127 == 0) & ~self._is_away[following])
         return allowed & leads_on
 
@@ -278,7 +280,7 @@ def _header_values(
     if not isinstance(keys, range):
         return FIELDS
     if int(wishes.get("key", keys[0])) not in keys:
-        raise ValueError(f"a first note {wishes['key']} outside {keys}")
+        raise ValueError(f"a key {wishes['key']} outside {keys}")
     values = FIELDS | {"key": [*map(str, keys)]} | {name: [value] for name, value in wishes.items()}
     if "key" in wishes:  # which drums have none of
         values["program"] = [value for value in values["program"] if value != "d"]

@@ -7,7 +7,7 @@ import importlib
 import math
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -16,7 +16,7 @@ from types import ModuleType
 import numpy as np
 
 from midigpt import header as headers
-from midigpt.encodings import MARK_ALPHABET, Row, Sheet, first_pitches, part_order
+from midigpt.encodings import MARK_ALPHABET, Row, Sheet, part_order
 from midigpt.files import UserError
 from midigpt.header import Header, LanguageError, nearest_tempo, read_header, shown, split_header
 from midigpt.normal import (
@@ -133,11 +133,11 @@ def encode_batch(
         return [[] for _ in scores]
     notes = normal_notes(tracks, np.array([scores[number].ticks_per_beat for number in owner]))
     sheet = _song_sheet(notes, tracks, owner, end) if language.is_song else _track_sheet(notes, tracks, end)
+    sheet = replace(sheet, keys=language.module.find_keys(sheet))
     bodies = language.module.write(sheet)
     shared = [f"tempo={nearest_tempo(s.tempo_bpm)} meter={s.meter[0]}/{s.meter[1]}" for s in scores]
-    keys = first_pitches(sheet).tolist()
     documents: list[list[Document]] = [[] for _ in scores]
-    for start, stop, key, body in zip(sheet.starts, sheet.starts[1:], keys, bodies, strict=False):
+    for start, stop, key, body in zip(sheet.starts, sheet.starts[1:], sheet.keys.tolist(), bodies, strict=False):
         part = int(sheet.notes.part[start])
         program = "" if language.is_song else f"program={'d' if tracks[part].is_drum else tracks[part].program} "
         header = f"# {program}{shared[owner[part]]}{'' if key < 0 else f' key={key}'}\n"

@@ -5,6 +5,7 @@ A line is all that happens at one instant, and the time until the next line. A m
     VERSION             of the encoding
     ALPHABET            the characters of its lines, but those of part marks (MARK_ALPHABET); None where they are more
                         than a vocabulary can have: then tokens are made of bytes
+    find_keys(sheet)    the header's key of each document, (D,); -1 where all its notes are drums
     write(sheet)        the lines of each document, (D,) texts
     read(body, header, first, is_song)
                         the way back: the notes of a document whose lines begin with line `first` of its text, as Rows,
@@ -22,7 +23,7 @@ program 33; `33@` is the first one's, `d@` that of drums. Elsewhere no part has 
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +48,7 @@ class Sheet:
     is_drum: NDArray[np.bool_]  # (P,) of each part
     marks: list[str]  # (P,) of each part, without "@"; empty in the track layout, where a part is a document
     end: int | None = None  # grid steps, to which documents run; without it to the end of their notes
+    keys: IntArray = field(default_factory=lambda: np.empty(0, np.int64))  # (D,) of the headers, once they are found
 
 
 class Row(NamedTuple):
@@ -78,7 +80,10 @@ def mark_table(sheet: Sheet, before: str = "") -> NDArray[np.bytes_]:
 
 
 def first_pitches(sheet: Sheet) -> IntArray:
-    """(D,) the pitch of each document's first note that is no drum; -1 where there is none."""
+    """(D,) the pitch of each document's first note that is no drum; -1 where there is none.
+
+    As the header's key it is all that intervals don't say.
+    """
     notes, starts = sheet.notes, np.array(sheet.starts)
     if not sheet.marks:
         return np.where(sheet.is_drum, -1, notes.pitch[starts[:-1]])

@@ -10,13 +10,14 @@ interval.py.
 
 from dataclasses import replace
 
-from midigpt.encodings import Row, Sheet, interval
+from midigpt.encodings import Row, Sheet, first_pitches, interval
 from midigpt.encodings._lines import read_lines
 from midigpt.header import Header, LanguageError, shown
 
 VERSION = 1
 ALPHABET = interval.ALPHABET.replace("+", "").replace("-", "")
 
+find_keys = first_pitches
 count_notes = interval.count_notes
 line_steps = interval.line_steps
 

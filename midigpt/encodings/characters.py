@@ -21,7 +21,7 @@ from functools import partial
 
 import numpy as np
 
-from midigpt.encodings import Row, Sheet
+from midigpt.encodings import Row, Sheet, first_pitches
 from midigpt.encodings._lines import Taken, check_first, document_ends, join_lines, read_notes
 from midigpt.header import LanguageError, shown
 from midigpt.normal import GRID, MAX_TICKS, velocity_of
@@ -42,6 +42,8 @@ _MARKED_NOTE = re.compile(rf"(?:[d0-9.]+@)?{_NOTE}")
 _LINE = re.compile(rf"((?:{_MARKED_NOTE.pattern})*)({_TIME}+)")
 _LINE_TIME = re.compile(rf"{_TIME}+")
 _COUNTED = re.compile("[\U00010000-\U0010ffff\udcf0-\udcf4]")  # the latter as a first byte
+
+find_keys = first_pitches
 
 
 def count_notes(text: str) -> int:

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from midigpt.encodings import Row, Sheet, messages
+from midigpt.encodings import Row, Sheet, first_pitches, messages
 from midigpt.encodings._lines import read_lines
 from midigpt.header import Header, LanguageError, shown
 from midigpt.normal import GRID, MAX_TICKS
@@ -32,6 +32,7 @@ WAITS = sorted({steps for steps in _POWERS if 1 <= steps <= MAX_TICKS})  # 1, 2,
 
 _TIMES = {"0", *map(str, WAITS)}
 
+find_keys = first_pitches
 count_notes = messages.count_notes
 line_steps = messages.line_steps
 

@@ -17,7 +17,7 @@ from functools import partial
 
 import numpy as np
 
-from midigpt.encodings import Row, Sheet
+from midigpt.encodings import Row, Sheet, first_pitches
 from midigpt.encodings._lines import Taken, check_first, document_ends, document_of, join_lines, read_notes
 from midigpt.header import LanguageError, shown
 from midigpt.normal import MAX_TICKS, velocity_of
@@ -28,6 +28,8 @@ ALPHABET = "0123456789ndvs|\n"
 _STEPS = "[1-9][0-9]{0,9}"
 _NOTE = re.compile(rf"n(0|[1-9][0-9]?|1[01][0-9]|12[0-7])d({_STEPS})v([1-9]|1[0-6])")
 _LINE_TIME = re.compile(rf"s({_STEPS})")
+
+find_keys = first_pitches
 
 
 def count_notes(text: str) -> int:

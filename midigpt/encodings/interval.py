@@ -37,6 +37,8 @@ _NOTE = re.compile(rf"(0|[1-9]\d{{0,2}})([+\-=])([1-9]\d?)(?::{_TIME})?")
 _LINE_TIME = re.compile(_TIME)
 _UNIT = re.compile(r"/(\d+)")
 
+find_keys = first_pitches
+
 
 def count_notes(text: str) -> int:
     """How many notes end in a text."""
@@ -116,11 +118,11 @@ def _pitch_rows(sheet: Sheet, document: IntArray, first: IntArray, is_anchored: 
     """(N,) in which row of the table each note's pitch stands: its interval + 127, or 255 + the drum."""
     if not sheet.marks:  # the first notes of lines are those of parts in lines
         notes = sheet.notes
-        return _rows_of_parts(notes.part, notes.pitch, first, first_pitches(sheet), sheet.is_drum, is_anchored)
+        return _rows_of_parts(notes.part, notes.pitch, first, sheet.keys, sheet.is_drum, is_anchored)
     order = np.argsort(sheet.notes.part, kind="stable")  # part by part, as the track layout has it
     part, onset, pitch = (column[order] for column in (sheet.notes.part, sheet.notes.onset, sheet.notes.pitch))
     keys = np.zeros(len(sheet.marks), np.int64)  # (P,) of the part's header
-    keys[part] = first_pitches(sheet)[document[order]]
+    keys[part] = sheet.keys[document[order]]
     rows = np.empty_like(pitch)
     first = np.flatnonzero(_is_new(part << 40 | onset))
     rows[order] = _rows_of_parts(part, pitch, first, keys, sheet.is_drum, is_anchored)

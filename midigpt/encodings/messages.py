@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from midigpt.encodings import Row, Sheet
+from midigpt.encodings import Row, Sheet, first_pitches
 from midigpt.encodings._lines import Taken, document_of, join_lines, last_onsets, read_lines
 from midigpt.header import Header, LanguageError, shown
 from midigpt.normal import GRID, VELOCITY_BINS, velocity_of
@@ -31,6 +31,8 @@ _LINE_TIME = re.compile(r"0|[1-9][0-9]{0,9}")
 
 # How a message is written: by pitch, then by velocity bin; 0 is the note's end.
 _TEXTS = [[f"{pitch}-|", *(f"{pitch}+{b}|" for b in range(1, VELOCITY_BINS + 1))] for pitch in range(128)]
+
+find_keys = first_pitches
 
 
 def count_notes(text: str) -> int:
