@@ -77,7 +77,8 @@ class Args:
     meter: str | None = None
     """Time signature without a prompt, such as 3/4."""
     key: str | None = None
-    """First note that is not of drums, without a prompt: C4 (middle C), F#3, Bb5, or a MIDI number 0..127."""
+    """Key without a prompt: D, F#m or Bb; with an octave, such as D3, pitches are around it (C4 is middle C). Of models
+    that write the encodings interval and absolute a first note."""
     keys: str | None = None
     """Lowest and highest note of what is not drums, such as C2-C6 (default: a piano's A0-C8; behind a prompt each
     part's range and an octave around it)."""
@@ -304,7 +305,7 @@ def wishes(args: Args) -> dict[str, str]:
             raise UserError(f"--meter {args.meter} is none of {METERS[0]} .. {METERS[-1]}, as 3/4 is")
         fields["meter"] = args.meter
     if args.key is not None:
-        fields["key"] = str(pitch(args.key, "--key"))
+        fields["key"] = str(tonic(args.key, key_range(args)))
     return fields
 
 
@@ -318,7 +319,7 @@ def programs(args: Args) -> list[str]:
 
 
 def key_range(args: Args) -> range | None:
-    """From the lowest to the highest note wished. Raises UserError where that is none, or without the first note."""
+    """From the lowest to the highest note wished. Raises UserError where that is none, or without the wished key."""
     if args.keys is None:
         return None
     match = re.fullmatch(rf"({NOTE})-({NOTE})", args.keys)
@@ -327,9 +328,22 @@ def key_range(args: Args) -> range | None:
     keys = range(pitch(match[1], "--keys"), pitch(match[match.lastindex or 0], "--keys") + 1)
     if len(keys) < 12:
         raise UserError(f"--keys {args.keys} must hold an octave at least, lowest note first: C2-C6")
-    if args.key is not None and pitch(args.key, "--key") not in keys:
+    if args.key is not None and tonic(args.key, keys) not in keys:
         raise UserError(f"--key {args.key} is outside --keys {args.keys}")
     return keys
+
+
+def tonic(text: str, keys: range | None) -> int:
+    """The tonic of a key's major scale, a MIDI number: of a named key the one nearest to the middle of the keys, or to
+    middle C. Raises UserError for what is neither a key nor a note."""
+    from midigpt.encodings.anchored import RELATIVE
+
+    match = re.fullmatch(r"([A-Ga-g][#b]?)(m?)", text)
+    if not match:
+        return pitch(text, "--key")
+    number = pitch(f"{match[1]}4", "--key") + (RELATIVE if match[2] else 0)
+    lowest = (keys[len(keys) // 2] if keys else 60) - 6
+    return lowest + (number - lowest) % 12
 
 
 def pitch(text: str, flag: str) -> int:
@@ -343,7 +357,8 @@ def pitch(text: str, flag: str) -> int:
         number = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}[step.lower()]
         number += {"#": 1, "b": -1, "": 0}[sign] + 12 * (int(octave) + 1)
     if not 0 <= number < 128:
-        raise UserError(f"{flag} {text} is no note such as C4, F#3, Bb5 or 60, in 0..127")
+        also = ", and no key such as D or F#m" if flag == "--key" else ""
+        raise UserError(f"{flag} {text} is no note such as C4, F#3, Bb5 or 60, in 0..127{also}")
     return number
 
 

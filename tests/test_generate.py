@@ -143,7 +143,7 @@ def test_when_the_context_is_full_the_header_and_the_latest_tokens_are_read(toke
     assert text == "".join(TEXT.splitlines(keepends=True)[: len(text.splitlines())])
     assert len(decoder.reads) > 3
     ids = [START_ID, *tokenizer.encode(TEXT).ids]
-    head = ids[: TEXT.index(" key") + 1] + tokenizer.encode("\n").ids  # without the key of the first note
+    head = ids[: TEXT.index(" key") + 1] + tokenizer.encode("\n").ids  # without the key
     for number, (seen,) in enumerate(decoder.reads[1:]):
         end = 80 + number * 20
         assert seen == (head[:30] + ids[end - 30 : end])  # 60 are read, half of them at most the header's
