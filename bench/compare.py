@@ -35,7 +35,7 @@ from midigpt.files import UserError, parse_arguments, read_json, replacing, writ
 from midigpt.normal import normalise
 from midigpt.score import Score
 
-Study = Literal["encodings", "switches", "vocabulary", "positions", "notes", "curves", "blocks"]
+Study = Literal["encodings", "switches", "vocabulary", "positions", "notes", "curves", "blocks", "header"]
 CURVE = (10, 30, 100, 300)  # training pieces
 SETTINGS = ("pflop", "notes", "val_pieces", "n_layer", "n_head", "n_embd")  # that a result depends on
 
@@ -126,6 +126,7 @@ WAYS: dict[str, list[Way]] = {
     "positions": POSITIONS,
     "notes": [way for way in ENCODINGS if way.name in MAIN],
     "curves": [way for way in ENCODINGS if way.name in MAIN],
+    "header": [replace(ANCHORED, name=f"fields dropped: {share:.0%}", drop=share) for share in (0.0, 0.25, 0.5, 1.0)],
     "blocks": [replace(ANCHORED, name=f"blocks of {size}", block_size=size) for size in (128, 256, 512)],
 }
 

@@ -26,7 +26,7 @@ from midigpt.positions import POSITIONS_A_STEP
 from midigpt.rescue import rescue
 from midigpt.score import NO_PEDAL, Score, Track
 from midigpt.tokenizer import START, LineEncoder, base_alphabet, new_tokenizer
-from midigpt.train_data import drop_fields
+from midigpt.train_data import DROP_FIELD, drop_fields
 
 SPLIT = Split(val_fraction=0.1, seed=0)
 LEARN_NOTES = 1_000_000  # BPE learns from so many notes at most
@@ -47,6 +47,7 @@ class Way:
     positions: str = "time"  # or "index"
     a_step: int = POSITIONS_A_STEP  # of positions that count time
     block_size: int = 256
+    drop: float = DROP_FIELD  # probability of a header's field not to be there in training
 
     @property
     def is_peer(self) -> bool:
@@ -55,7 +56,7 @@ class Way:
     @property
     def data(self) -> dict[str, Any]:
         """What its tokens depend on."""
-        names = ("encoding", "layout", "vocab_size", "keys", "switch")
+        names = ("encoding", "layout", "vocab_size", "keys", "switch", "drop")
         return {name: getattr(self, name) for name in names}
 
 
@@ -196,7 +197,7 @@ def pack_text(way: Way, sides: dict[str, list[tuple[str, Score]]]) -> tuple[dict
     for side, documents in written.items():
         packed = Packed([], [], [], [])
         for name, header, lines in documents:
-            header = drop_fields(header, name, is_val=side != "train")
+            header = drop_fields(header, name, side != "train", way.drop)
             tokens, lengths, steps = encode_lines([START, header, *lines])
             places = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
             packed.add(tokens, np.repeat(np.cumsum(steps) - steps, lengths), places, int(lengths[:2].sum()))

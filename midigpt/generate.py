@@ -281,7 +281,7 @@ class Writer:
     def _latest(self, tokens: list[Placed]) -> tuple[list[Placed], list[Placed]]:
         """Start token and header, and the latest tokens; together as many as of any other document of the batch.
 
-        The header goes without its key: that is the pitch of a note no longer read.
+        The header goes without its key, of which the lines say nothing.
         """
         room = max(int(self.decoder.model.config.block_size * KEPT), 1)
         texts = (self.grammar.texts[token] for token, _ in tokens)

@@ -276,15 +276,15 @@ def _writer(folder: Path, name: str) -> Iterator[_Writer]:
         writer.finish()
 
 
-def drop_fields(header: str, document: str, is_val: bool) -> str:
+def drop_fields(header: str, document: str, is_val: bool, probability: float = DROP_FIELD) -> str:
     """A document's header as the model reads it.
 
-    In training each field is dropped with probability DROP_FIELD, by a hash of document and field; held-out
-    documents keep all but the key, which is a note's pitch.
+    In training each field is dropped with the probability, by a hash of document and field; held-out documents keep
+    all but the key, which says what is not in the lines.
     """
     if is_val:
         return keep_fields(header, lambda name: name != "key")
-    return keep_fields(header, lambda name: not is_drawn(f"{document} {name}", DROP_FIELD))
+    return keep_fields(header, lambda name: not is_drawn(f"{document} {name}", probability))
 
 
 # --- reading ---------------------------------------------------------------------------------------------
