@@ -77,8 +77,8 @@ class Args:
     meter: str | None = None
     """Time signature without a prompt, such as 3/4."""
     key: str | None = None
-    """Key without a prompt: D, F#m or Bb; with an octave, such as D3, pitches are around it (C4 is middle C). Of models
-    that write the encodings interval and absolute a first note."""
+    """Key without a prompt: D, Bb, or F#m, which is the scale of A; with an octave, D3 or 50, it is played around there
+    (C4 is middle C, 60). A model of another encoding than anchored is asked for a first note, such as D3."""
     keys: str | None = None
     """Lowest and highest note of what is not drums, such as C2-C6 (default: a piano's A0-C8; behind a prompt each
     part's range and an octave around it)."""
@@ -137,6 +137,8 @@ def check(args: Args) -> None:
     if set(programs(args)) == {"d"} and (args.key or args.keys):
         raise UserError(f"--program {args.program} is drums, which have no --key and no --keys")
     wishes(args)
+    if args.key is not None:
+        tonic(args.key, key_range(args))
     key_range(args)
     drawing(args)
 
@@ -198,13 +200,13 @@ def begin(args: Args, model: "GPT", tokenizer: "Tokenizer", language: "Language"
     from midigpt.midi import write_midi
     from midigpt.takes import ending_at
 
-    length, wished, named = wanted_length(args), wishes(args), programs(args)
+    length, wished, named = wanted_length(args), wishes(args) | key_field(args, language), programs(args)
     if named and not language.is_song:
         if len(named) > 1:
             raise UserError(f"--program {args.program}: what this model writes has one part, so name one program")
         wished, named = {"program": named[0], **wished}, []
-    key = int(wished.get("key", PIANO[0]))
-    keys = key_range(args) or range(min(PIANO[0], key), max(PIANO[-1], key) + 1)
+    first = int(wished["key"]) if "key" in wished and language.encoding != "anchored" else PIANO[0]
+    keys = key_range(args) or range(min(PIANO[0], first), max(PIANO[-1], first) + 1)
     before = [named[:place].count(name) for place, name in enumerate(named)]
     marks = [f"{name}.{n + 1}" if n else name for name, n in zip(named, before, strict=True)] or MARKS
     texts = compose(model, tokenizer, language, drawing(args), wished, length, args.takes, keys, marks=marks)
@@ -292,7 +294,7 @@ def wanted_length(args: Args) -> "Length":
 
 
 def wishes(args: Args) -> dict[str, str]:
-    """The wished fields of the header, but for the program. Raises UserError for a value that no header has."""
+    """The wished fields of the header, but for program and key. Raises UserError for a value that no header has."""
     from midigpt.header import METERS, nearest_tempo
 
     fields = {}
@@ -304,9 +306,19 @@ def wishes(args: Args) -> dict[str, str]:
         if args.meter not in METERS:
             raise UserError(f"--meter {args.meter} is none of {METERS[0]} .. {METERS[-1]}, as 3/4 is")
         fields["meter"] = args.meter
-    if args.key is not None:
-        fields["key"] = str(tonic(args.key, key_range(args)))
     return fields
+
+
+def key_field(args: Args, language: "Language") -> dict[str, str]:
+    """The wished key as the header has it. Raises UserError where it is none, or a first note outside of --keys."""
+    keys = key_range(args)
+    if args.key is None:
+        return {}
+    if language.encoding == "anchored":
+        return {"key": str(tonic(args.key, keys))}
+    if keys and pitch(args.key, "--key") not in keys:
+        raise UserError(f"--key {args.key} is outside --keys {args.keys}")
+    return {"key": str(pitch(args.key, "--key"))}
 
 
 def programs(args: Args) -> list[str]:
@@ -319,7 +331,7 @@ def programs(args: Args) -> list[str]:
 
 
 def key_range(args: Args) -> range | None:
-    """From the lowest to the highest note wished. Raises UserError where that is none, or without the wished key."""
+    """From the lowest to the highest note wished. Raises UserError where that is none."""
     if args.keys is None:
         return None
     match = re.fullmatch(rf"({NOTE})-({NOTE})", args.keys)
@@ -328,8 +340,6 @@ def key_range(args: Args) -> range | None:
     keys = range(pitch(match[1], "--keys"), pitch(match[match.lastindex or 0], "--keys") + 1)
     if len(keys) < 12:
         raise UserError(f"--keys {args.keys} must hold an octave at least, lowest note first: C2-C6")
-    if args.key is not None and tonic(args.key, keys) not in keys:
-        raise UserError(f"--key {args.key} is outside --keys {args.keys}")
     return keys
 
 

@@ -84,7 +84,7 @@ class Run:
 
     def key(self, args: Args) -> str:
         same = {name: str(getattr(args, name)) for name in SETTINGS}
-        what = [self.corpus.name, asdict(self.way), self.pieces, self.seed, self.equal, same]
+        what = [self.corpus.name, asdict(self.way) | self.way.data, self.pieces, self.seed, self.equal, same]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -57,7 +57,8 @@ class Way:
     def data(self) -> dict[str, Any]:
         """What its tokens depend on."""
         names = ("encoding", "layout", "vocab_size", "keys", "switch", "drop")
-        return {name: getattr(self, name) for name in names}
+        version = "" if self.is_peer else str(Language(self.encoding, self.layout))
+        return {name: getattr(self, name) for name in names} | {"version": version}
 
 
 @dataclass(frozen=True)

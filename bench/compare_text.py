@@ -10,7 +10,7 @@
     bars          ' in front of the first line of each bar
     note-offs     no lengths: a note ends where its part has a note of velocity 0
 
-Tests compare the first two with the modules named.
+Tests compare the first and "chained" with the modules named.
 """
 
 from collections.abc import Iterator

@@ -1,10 +1,10 @@
 """The grammar of documents as an automaton over characters: what a take may be made of.
 
-What the model writes is held to the normal form where that can be seen character by character: a document's first
-interval is `0+`, the notes of a line ascend, parts come in their order and are marked where they change, times are on
-the grid and in lowest terms. And to what a player expects of a take: it begins with a note, waits and notes that last
-for many bars are slips, drums are those of General MIDI. Of encodings other than intervals and absolute pitch only the
-header is known.
+What the model writes is held to the normal form where that can be seen character by character: the notes of a line
+ascend, parts come in their order and are marked where they change, times are on the grid and in lowest terms, a first
+interval of the encoding `interval` is `0+`. And to what a player expects of a take: it begins with a note, waits and
+notes that last for many bars are slips, drums are those of General MIDI. Of encodings other than intervals and absolute
+pitch only the header is known.
 """
 
 import math
@@ -57,8 +57,8 @@ class Bounds:
     keys: Mapping[str, frozenset[str]] = field(compare=False)  # of the kinds that are written as keys
     key_beginnings: Mapping[str, frozenset[str]] = field(compare=False)  # of their digits
     parts: Mapping[str, tuple[int, ...]] = field(compare=False)  # those whose mark begins so, by their number
-    drums: frozenset[int] = frozenset()
-    begins_at_key: bool = True  # whether the header's key is the first note's
+    drums: frozenset[int]
+    begins_at_key: bool  # whether the first note has to be the header's key
 
     def kind(self, part: str) -> str:
         """Of the notes of a part, by its mark, or by the program of a track."""
@@ -277,7 +277,9 @@ _STEPS: dict[str, Callable[[State, str, Bounds], Step]] = {
 # --- all states ------------------------------------------------------------------------------------------
 
 
-def make_bounds(values: dict[str, list[str]], drums: Set[int], marks: Sequence[str] = (), encoding: str = "") -> Bounds:
+def make_bounds(
+    values: dict[str, list[str]], drums: Set[int], marks: Sequence[str], encoding: str, begins_at_key: bool
+) -> Bounds:
     """Of the values that each field of the header may have, by its name, the keys of drums, and the marks of parts."""
 
     def beginnings(texts: Iterable[str]) -> frozenset[str]:
@@ -292,7 +294,7 @@ def make_bounds(values: dict[str, list[str]], drums: Set[int], marks: Sequence[s
             parts[beginning] = (*parts.get(beginning, ()), number)
     written = tuple(f"{mark}@" for mark in marks)
     key_beginnings = {kind: beginnings(its) for kind, its in keys.items()}
-    return Bounds(tuple(fields), written, encoding or "interval", keys, key_beginnings, parts, frozenset(drums))
+    return Bounds(tuple(fields), written, encoding, keys, key_beginnings, parts, frozenset(drums), begins_at_key)
 
 
 @lru_cache(maxsize=4)  # the parts of a prompt have the same

@@ -131,10 +131,10 @@ def go_on(
     """More lines of a document, at least one, for each length; the first begins where the document's last line ends.
 
     What comes counts from `references`: by the mark of each part that may go on, "" in the track layout, the pitch of
-    its first note in its last line. It stays within `keys`, which can be given by mark as well, drums within `drums`.
-    The header's `key`, of which the lines say nothing, is not read: so a document moved to other keys is continued in
-    the same way. Either all lengths are given, or none is. Of an encoding that has no grammar here what comes is cut
-    before the first line that can't be read.
+    its first note in its last line, or the anchor. It stays within `keys`, which can be given by mark as well, drums
+    within `drums`. The header's `key`, of which the lines say nothing, is not read: so a document moved to other keys
+    is continued in the same way. Either all lengths are given, or none is. Of an encoding that has no grammar here what
+    comes is cut before the first line that can't be read.
     """
     header, body = split_header(document)
     read = read_header(header)

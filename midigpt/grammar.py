@@ -5,7 +5,6 @@ come, the state behind it, and what it does to the pitches that intervals count 
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -38,7 +37,7 @@ class Place(NamedTuple):
     references: Tensor  # (B, P) int16; that each part's first note in a line counts from, or is to be above
     part: Tensor  # (B,) int64; which has played last; -1 before the first
     floor: Tensor  # (B,) int64; which one a mark must come behind: in a line the last one, at its beginning -1
-    has_key: Tensor  # (B,) bool; whether a note has been written, where the first one is the header's key
+    has_key: Tensor  # (B,) bool; whether the first note, which must be the header's key, is written or not asked for
     count: Tensor  # (B,) int64; of the line's time
     time: Tensor  # (B,) int64; grid steps from the document's beginning to that of the line that the next token is of
     index: Tensor  # (B,) int64; of the next token in its line
@@ -82,9 +81,10 @@ class Grammar:
         self._has_marks = language.is_song and not self.is_free
         self.marks = sorted(marks, key=part_order) if self._has_marks else [""]
         values = _header_values(language, wishes or {}, keys, marks)
-        self._is_new, self._is_anchored = behind is None, language.encoding == "anchored"
-        bounds = automaton.make_bounds(values, drums, self.marks if self._has_marks else (), notes)
-        bounds = replace(bounds, begins_at_key=not self._is_anchored)
+        self._is_anchored = language.encoding == "anchored"
+        self._begins_at_key = behind is None and language.encoding == "interval"
+        marked = self.marks if self._has_marks else ()
+        bounds = automaton.make_bounds(values, drums, marked, notes, self._begins_at_key)
         states, characters = automaton.write_out(self._start(bounds, behind), bounds)
         self.texts = token_texts(tokenizer)
         tables = _compose(characters, np.array([state[0] == "mark" for state in states]), tuple(self.texts))
@@ -172,7 +172,8 @@ class Grammar:
     def start(self, batch_size: int, references: Mapping[str, int] | None = None, time: int = 0) -> Place:
         """Where documents begin, or lines go on, `time` grid steps after the beginning.
 
-        Each part, by its mark, counts from its reference. Raises ValueError for one outside the part's keys.
+        Each part, by its mark, counts from its reference. Raises ValueError for one outside the part's keys; an anchor
+        may be there.
         """
         given = [(references or {}).get(mark, DEFAULT_KEY) for mark in self.marks]
         if references is not None:
@@ -192,7 +193,7 @@ class Grammar:
             references=first.repeat(batch_size, 1),
             part=numbers(self._behind),
             floor=numbers(-1),
-            has_key=numbers(0 if self._is_new else 1).bool(),
+            has_key=numbers(not self._begins_at_key).bool(),
             count=numbers(0),
             time=numbers(time),
             index=numbers(0),
@@ -216,7 +217,7 @@ class Grammar:
         if self._has_marks:
             behind = following[:, self._beginnings].clamp(min=0)
             leads_on[:, self._beginnings] |= self._can_be_marks(place).gather(1, behind)
-            if self._is_new and not self._is_anchored:
+            if self._begins_at_key:
                 allowed &= place.has_key[:, None] | ((down & 127 == 0) & ~self._is_away[following])
         return allowed & leads_on
 
@@ -279,8 +280,8 @@ def _header_values(
     """What the fields of the header may be. Raises ValueError for a wished key outside of the given ones."""
     if not isinstance(keys, range):
         return FIELDS
-    if int(wishes.get("key", keys[0])) not in keys:
-        raise ValueError(f"a key {wishes['key']} outside {keys}")
+    if language.encoding == "interval" and int(wishes.get("key", keys[0])) not in keys:
+        raise ValueError(f"a first note {wishes['key']} outside {keys}")
     values = FIELDS | {"key": [*map(str, keys)]} | {name: [value] for name, value in wishes.items()}
     if "key" in wishes:  # which drums have none of
         values["program"] = [value for value in values["program"] if value != "d"]

@@ -38,7 +38,7 @@ class Part:
     """A part of a prompt that goes on."""
 
     track: int  # of the prompt's score
-    last: int  # the pitch that its next note counts from
+    last: int  # the pitch that its next note counts from where intervals are chained
     keys: range  # that it stays within
     drums: frozenset[int]  # likewise, if it is drums
 

@@ -49,6 +49,11 @@ def test_switches_write_the_same_notes_in_other_ways() -> None:
     assert body("bars").replace("'", "") == body("")
     assert body("from the key").startswith("0@0+10|4+10|7+10|d@36=13|1/1\n")
     assert body("chained").endswith("12+10|d@36=13|1/1\n")
+    rows = [(0, 24, 65, 76), (0, 24, 68, 76), (24, 48, 61, 76)]  # D flat's triad, with the third first
+    triad = normalise(Score(24, (track_from_notes(rows),)), "song")
+    header = "# tempo=120 meter=4/4 key="
+    assert write_lines(triad, "first note") == (f"{header}65\n", ["0@0+10|3+10|1/1\n", "4-10|2/1\n"])
+    assert write_lines(triad, "from the key") == (f"{header}61\n", ["0@4+10|7+10|1/1\n", "0+10|2/1\n"])
     ends = re.findall(r"[+-]0\|", body("note-offs"))
     assert len(ends) == 6 and ":" not in body("note-offs")
     assert body("note-offs").endswith("12+0|d@36=0|1/24\n") or body("note-offs").count("36=0|") == 2

@@ -226,6 +226,7 @@ def test_songs_from_nothing_can_be_decoded(player: GPT, of_songs: Tokenizer) -> 
     marks = ["0", "12", "12.2", "d"]
     takes = compose(player, of_songs, SONGS, drawing, {"key": "50"}, length, 50, keys, marks=marks)
     scores = [decode([take], SONGS) for take in takes]
+    assert all(" key=50\n" in take for take in takes)
     assert len(set(takes)) == 50 and min(score.notes for score in scores) >= 40
     assert {(t.program, t.is_drum) for score in scores for t in score.tracks} == {(0, False), (12, False), (0, True)}
     assert all(t.is_drum or {*t.pitch.tolist()} <= {*keys} for score in scores for t in score.tracks)

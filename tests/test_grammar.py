@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from midigpt.automaton import FIELDS
 from midigpt.grammar import Grammar, Place
-from midigpt.language import TRACKS, encode
+from midigpt.language import TRACKS, Language, encode
 from midigpt.midi import load_midi
 from midigpt.tokenizer import START, START_ID
 
@@ -106,6 +106,10 @@ def test_characters_that_may_follow(tokenizer: Tokenizer, text: str, expected: s
             follow(grammar, tokenizer, text)
     else:
         assert following(grammar, tokenizer, text) == expected
+
+
+def test_from_an_anchor_any_interval_may_come_first(tokenizer: Tokenizer) -> None:
+    assert following(Grammar(tokenizer, Language("anchored", "track")), tokenizer, HEADER) == "0123456789"
 
 
 def test_without_an_end_lines_go_on(tokenizer: Tokenizer) -> None:

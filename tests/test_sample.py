@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from midigpt.checkpoint import save_checkpoint
+from midigpt.files import UserError
 from midigpt.language import TRACKS, Language
 from midigpt.midi import read_midi, write_midi
 from midigpt.model import ModelConfig, build_model
@@ -18,7 +19,7 @@ from midigpt.prompt import load_prompt
 from midigpt.score import Score
 from midigpt.splice import read_texts
 from midigpt.tokenizer import new_tokenizer
-from sample import tonic
+from sample import Args, key_field, tonic
 from tests.conftest import melody, ok, refusal, run_script
 
 # --- steps in any order ----------------------------------------------------------------------------------
@@ -208,7 +209,7 @@ def song_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_song_from_nothing_has_the_parts_asked_for(song_model: Path, tmp_path: Path) -> None:
     flags = ("--root", tmp_path, "--out", tmp_path, "--model", song_model)
-    wishes = ("--program", "40,40,7,drums", "--key", "E4", "--keys", "C3-C6", "--notes", "90", "--meter", "3/4")
+    wishes = ("--program", "40,40,7,drums", "--key", "Em", "--keys", "C3-C6", "--notes", "90", "--meter", "3/4")
     out = ok(run_script("sample.py", *flags, *wishes, "--takes", "3", "--seed", "1", "--png"))
     assert re.search(r"notes in [34] parts, \d+ s;", out)
     for number in (1, 2, 3):
@@ -314,6 +315,15 @@ def test_what_is_missing_for_a_take_is_named(trained: Path, tmp_path: Path, prom
 )
 def test_keys_by_name(key: str, keys: range | None, number: int) -> None:
     assert tonic(key, keys) == number
+
+
+def test_a_wished_key_is_an_anchor_or_a_first_note() -> None:
+    assert key_field(Args(key="Dm"), Language()) == {"key": "65"}
+    assert key_field(Args(key="D5", keys="C3-C4"), Language()) == {"key": "74"}  # no note has to be there
+    assert key_field(Args(key="D4"), TRACKS) == {"key": "62"}
+    for wish in (Args(key="Dm"), Args(key="D5", keys="C3-C4")):
+        with pytest.raises(UserError):
+            key_field(wish, TRACKS)
 
 
 # --- what can't be ---------------------------------------------------------------------------------------

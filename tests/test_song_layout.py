@@ -123,7 +123,7 @@ def test_the_example_of_the_specification() -> None:
     score = decode([text], anchored)
     assert encode(score, language=anchored)[0].text == text
     assert [(t.program, t.is_drum) for t in score.tracks] == [(0, False), (33, False), (33, False), (0, True)]
-    assert pitches(score) == [[60, 64, 62, 67], [36, 43], [48], [36, 42, 42, 38, 42]]
+    assert pitches(score) == [[60, 64, 62, 65], [36, 43], [48], [36, 42, 42, 38, 42]]
 
 
 def test_a_mark_stands_only_where_the_part_changes() -> None:

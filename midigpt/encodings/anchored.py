@@ -28,28 +28,20 @@ write = partial(interval.write, is_anchored=True)
 read = partial(interval.read, is_anchored=True)
 check_line = partial(interval.check_line, is_anchored=True)
 
-# How well each key of the octave fits a major and a minor key, upwards from the tonic: Temperley, What's key for key?
-# The Krumhansl-Schmuckler key-finding algorithm reconsidered (Music Perception 17, 1999).
-MAJOR = (5.0, 2.0, 3.5, 2.0, 4.5, 4.0, 2.0, 4.5, 2.0, 3.5, 1.5, 4.0)
-MINOR = (5.0, 2.0, 3.5, 4.5, 2.0, 4.0, 2.0, 4.5, 3.5, 2.0, 1.5, 4.0)
+# How well each key of the octave fits a major and a minor key, upwards from the tonic: twice the weights of Temperley,
+# What's key for key? The Krumhansl-Schmuckler key-finding algorithm reconsidered (Music Perception 17, 1999).
+MAJOR = (10, 4, 7, 4, 9, 8, 4, 9, 4, 7, 3, 8)
+MINOR = (10, 4, 7, 9, 4, 8, 4, 9, 7, 4, 3, 8)
 RELATIVE = 3  # keys from a minor tonic up to that of the major scale with the same notes
 LONGEST = 2 * GRID  # steps that a note counts for at most
 
 _NEAR: IntArray = np.array(sorted(range(-11, 12), key=abs))
 _NEVER = np.iinfo(np.int64).min
 
-
-def _fits() -> IntArray:
-    """(2, 12, 12): how well a key of the octave (the second axis) fits the major and the minor key of each tonic (the
-    last). Whole numbers, so that sums are the same in every order."""
-    profiles = np.array([MAJOR, MINOR])
-    profiles -= profiles.mean(axis=1, keepdims=True)
-    profiles /= np.linalg.norm(profiles, axis=1, keepdims=True)
-    above = (np.arange(12)[:, None] - np.arange(12)) % 12
-    return np.round(profiles * 1e6).astype(np.int64)[:, above]
-
-
-_FITS = _fits()
+# (2, 12, 12): the weight of each key of the octave (the second axis) in the major and the minor key on each tonic (the
+# last). Both have the same weights in another order, so sums of products order keys as correlations would; and whole
+# numbers add up exactly.
+_FITS: IntArray = np.array([MAJOR, MINOR])[:, (np.arange(12)[:, None] - np.arange(12)) % 12]
 
 
 def find_keys(sheet: Sheet) -> IntArray:
@@ -58,8 +50,9 @@ def find_keys(sheet: Sheet) -> IntArray:
     It is the tonic of the major scale that fits the notes best: C for A minor as well, so that pieces in major and in
     minor are written with the same seven numbers. What fits is decided as Krumhansl and Schmuckler do: by correlating
     how long each key of the octave sounds with the weights that it has in each major and minor key. Of the tonic's
-    octaves it is the one nearest to the mean of all pitches, and always from the lowest to the highest of them, so that
-    it moves with the piece to wherever that can be moved.
+    octaves it is the one nearest to the mean of all pitches, rounded down, and always from the lowest to the highest of
+    them, so that it moves with the piece to wherever that can be moved. Of two that are as good, or as near, it is the
+    nearer one, or the lower.
     """
     notes = sheet.notes
     keys = np.full(len(sheet.starts) - 1, -1)

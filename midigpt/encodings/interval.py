@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midigpt.encodings import Row, Sheet, first_pitches, is_drum_mark, is_marked, mark_table, split_mark
+from midigpt.encodings._lines import document_of
 from midigpt.header import DEFAULT_KEY, Header, LanguageError, shown
 from midigpt.normal import GRID, MAX_RESOLUTION, MAX_TICKS, VELOCITY_BINS, velocity_of
 from midigpt.score import IntArray
@@ -64,7 +65,7 @@ def write(sheet: Sheet, is_anchored: bool = False) -> list[str]:
     onset = notes.onset
     starts = sheet.starts[:-1]
     count = len(onset)
-    document = np.repeat(np.arange(len(starts)), np.diff(sheet.starts)) if sheet.marks else notes.part
+    document = document_of(sheet) if sheet.marks else notes.part
     is_first = _is_new(document << 40 | onset)  # of its line
     first = np.flatnonzero(is_first)  # (L,)
     line = np.cumsum(is_first) - 1  # (N,) the line of each note
