@@ -36,7 +36,7 @@ class Args:
     nanogpt: Path
     """A checkout of nanoGPT."""
     tokenizer: Path
-    """Any tokenizer.json of 4,096 tokens, as `make tokenizer` learns it."""
+    """Any tokenizer.json of 4,096 tokens: make tokenizer ARGS="--vocab-size 4096"."""
     tokens: int = 1024
     """A take's tokens, the start token included."""
     rounds: int = 3

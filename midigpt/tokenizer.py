@@ -83,7 +83,7 @@ def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenize
     spoken = language(root)
     smallest = len(base_alphabet(spoken)) + 1
     if not smallest <= vocab_size <= MAX_VOCAB_SIZE:
-        raise UserError(f"--vocab-size {vocab_size} is not in {smallest}..{MAX_VOCAB_SIZE}; 4096 is usual")
+        raise UserError(f"--vocab-size {vocab_size} is not in {smallest}..{MAX_VOCAB_SIZE}; 1024 is usual")
     read = 0
 
     def texts() -> Iterator[str]:

@@ -16,7 +16,7 @@ from midigpt.tokenizer import learn_tokenizer, tokenizer_path
 class Args:
     root: Path = Path()
     """The working folder."""
-    vocab_size: int = 4096
+    vocab_size: int = 1024
     """Tokens in the vocabulary."""
     val_fraction: float = 0.05
     """Share of the songs held out for validation; the tokenizer does not see them."""
