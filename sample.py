@@ -367,7 +367,7 @@ def pitch(text: str, flag: str) -> int:
         number = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}[step.lower()]
         number += {"#": 1, "b": -1, "": 0}[sign] + 12 * (int(octave) + 1)
     if not 0 <= number < 128:
-        also = ", and no key such as D or F#m" if flag == "--key" else ""
+        also = ", and no key such as D, or Dm for D minor" if flag == "--key" else ""
         raise UserError(f"{flag} {text} is no note such as C4, F#3, Bb5 or 60, in 0..127{also}")
     return number
 

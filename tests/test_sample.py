@@ -343,7 +343,7 @@ def test_a_wished_key_is_an_anchor_or_a_first_note() -> None:
         (("--meter", "4/3"), "--meter 4/3 is none of"),
         (("--key", "H4"), "no note such as C4"),
         (("--key", "C10"), "no note such as C4"),
-        (("--key", "Hm"), "and no key such as D or F#m"),
+        (("--key", "Hm"), "and no key such as D, or Dm for D minor"),
         (("--keys", "C4-C5", "--key", "C2"), "--key C2 is outside --keys"),
         (("--keys", "C4-D4"), "must hold an octave"),
         (("--bars", "4", "--notes", "3"), "give one of them"),
