@@ -277,6 +277,6 @@ def _about_instruments(families: FloatArray) -> list[Rule]:
             " and has little to go by for anything else.",
             "one General MIDI family has at least 80 % of the pitched notes",
         ),
-        (drums == 0, "There are no drums, so a take will have none.", "no note on channel 10"),
+        (drums == 0, "There are no drums, so the model learns none; a take has hardly any.", "no note on channel 10"),
         (pitched == 0, "There is nothing but drums, so a take will have no tune.", "all notes on channel 10"),
     ]
