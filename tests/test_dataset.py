@@ -250,7 +250,7 @@ def test_an_interrupted_run_is_completed_by_the_next(tmp_path: Path) -> None:
     for kind in (signal.SIGINT, signal.SIGKILL):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
         have = len(documents(tmp_path))
-        while len(list((tmp_path / "data").glob("*.txt"))) < have + 6 and process.poll() is None:
+        while len(list((tmp_path / "data").glob("*.txt"))) < have + 60 and process.poll() is None:
             time.sleep(0.01)
         os.killpg(process.pid, kind)  # as a terminal does: the workers have it too
         _, error = process.communicate()
