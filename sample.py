@@ -137,9 +137,9 @@ def check(args: Args) -> None:
     if set(programs(args)) == {"d"} and (args.key or args.keys):
         raise UserError(f"--program {args.program} is drums, which have no --key and no --keys")
     wishes(args)
+    keys = key_range(args)
     if args.key is not None:
-        tonic(args.key, key_range(args))
-    key_range(args)
+        tonic(args.key, keys)
     drawing(args)
 
 
@@ -205,7 +205,7 @@ def begin(args: Args, model: "GPT", tokenizer: "Tokenizer", language: "Language"
         if len(named) > 1:
             raise UserError(f"--program {args.program}: what this model writes has one part, so name one program")
         wished, named = {"program": named[0], **wished}, []
-    first = int(wished["key"]) if "key" in wished and language.encoding != "anchored" else PIANO[0]
+    first = int(wished["key"]) if "key" in wished and not language.is_anchored else PIANO[0]
     keys = key_range(args) or range(min(PIANO[0], first), max(PIANO[-1], first) + 1)
     before = [named[:place].count(name) for place, name in enumerate(named)]
     marks = [f"{name}.{n + 1}" if n else name for name, n in zip(named, before, strict=True)] or MARKS
@@ -311,14 +311,15 @@ def wishes(args: Args) -> dict[str, str]:
 
 def key_field(args: Args, language: "Language") -> dict[str, str]:
     """The wished key as the header has it. Raises UserError where it is none, or a first note outside of --keys."""
-    keys = key_range(args)
     if args.key is None:
         return {}
-    if language.encoding == "anchored":
+    keys = key_range(args)
+    if language.is_anchored:
         return {"key": str(tonic(args.key, keys))}
-    if keys and pitch(args.key, "--key") not in keys:
+    first = pitch(args.key, "--key")
+    if keys and first not in keys:
         raise UserError(f"--key {args.key} is outside --keys {args.keys}")
-    return {"key": str(pitch(args.key, "--key"))}
+    return {"key": str(first)}
 
 
 def programs(args: Args) -> list[str]:

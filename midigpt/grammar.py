@@ -81,8 +81,8 @@ class Grammar:
         self._has_marks = language.is_song and not self.is_free
         self.marks = sorted(marks, key=part_order) if self._has_marks else [""]
         values = _header_values(language, wishes or {}, keys, marks)
-        self._is_anchored = language.encoding == "anchored"
-        self._begins_at_key = behind is None and language.encoding == "interval"
+        self._is_anchored = language.is_anchored
+        self._begins_at_key = behind is None and language.is_chained
         marked = self.marks if self._has_marks else ()
         bounds = automaton.make_bounds(values, drums, marked, notes, self._begins_at_key)
         states, characters = automaton.write_out(self._start(bounds, behind), bounds)
@@ -280,7 +280,7 @@ def _header_values(
     """What the fields of the header may be. Raises ValueError for a wished key outside of the given ones."""
     if not isinstance(keys, range):
         return FIELDS
-    if language.encoding == "interval" and int(wishes.get("key", keys[0])) not in keys:
+    if language.is_chained and int(wishes.get("key", keys[0])) not in keys:
         raise ValueError(f"a first note {wishes['key']} outside {keys}")
     values = FIELDS | {"key": [*map(str, keys)]} | {name: [value] for name, value in wishes.items()}
     if "key" in wishes:  # which drums have none of

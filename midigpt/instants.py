@@ -51,8 +51,7 @@ def read_instants(texts: Sequence[str], language: Language = TRACKS) -> Instants
     gives some moment or other; but other encodings than intervals are read in full. Raises LanguageError for a
     header, or in those a line, that is none.
     """
-    is_anchored = language.encoding == "anchored"
-    if language.encoding != TRACKS.encoding and not is_anchored:
+    if not (language.is_chained or language.is_anchored):
         texts = [_in_intervals(text, language) for text in texts]
     split = [split_header(text) for text in texts]
     headers = [_header(header) for header, _ in split]
@@ -78,7 +77,7 @@ def read_instants(texts: Sequence[str], language: Language = TRACKS) -> Instants
         part, of_text, headers = _parts(text, mark[sort == ord("@")], at, part, last_newline, headers)
         order = np.argsort(part, kind="stable")
         at, line, part = at[order], line[order], part[order]
-    pitch = _pitches(_number_before(text, at), text[at], part << 32 | line, part, headers, is_anchored)
+    pitch = _pitches(_number_before(text, at), text[at], part << 32 | line, part, headers, language.is_anchored)
 
     onset = line_begin[line]
     first = np.flatnonzero(_changes(onset) | _changes(part))  # (L,) notes of each instant

@@ -74,6 +74,16 @@ class Language:
         """Whether all parts of a piece are one document."""
         return self.layout == "song"
 
+    @property
+    def is_anchored(self) -> bool:
+        """Whether a part's first note in each line counts from the header's key, which is the scale's tonic."""
+        return self.encoding == "anchored"
+
+    @property
+    def is_chained(self) -> bool:
+        """Whether it counts from the part's first note in the line before; then the header's key is the first note."""
+        return self.encoding == "interval"
+
 
 TRACKS = Language("interval", "track")
 

@@ -136,7 +136,7 @@ def continuations(
     prepared = Prepared(model)
     for number, reading in enumerate(readings):
         own = replace(drawing, seed=_seed(drawing.seed, number))
-        anchor = read_header(reading.text).key if language.encoding == "anchored" else None
+        anchor = read_header(reading.text).key if language.is_anchored else None
         references = {m: part.reference if anchor is None else anchor for m, part in reading.parts.items()}
         keys = {mark: part.keys for mark, part in reading.parts.items()}
         drums = frozenset().union(*(part.drums for part in reading.parts.values()))
@@ -156,13 +156,13 @@ def _new_notes(
     score = decode([reading.text + lines], language)
     if end is not None:
         score = ending_at(score, prompt.steps(cut - reading.start) + end)
-    is_relative = language.encoding == "interval"  # what is read counts from `last`, what was drawn from `reference`
     new = {}
     for mark, track in zip(part_marks(score.tracks) if language.is_song else [""], score.tracks, strict=True):
         if part := reading.parts.get(mark):
             late = after(prompt, cut, track, score.ticks_per_beat, reading.start)
             if len(late):
-                moved = part.reference - part.last if is_relative else 0
+                # Chained, what is read counts from `last`, but what was drawn from `reference`.
+                moved = part.reference - part.last if language.is_chained else 0
                 new[part.track] = replace(late, pitch=late.pitch + moved)
     return new
 
