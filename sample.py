@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from midigpt.files import UserError, counted, parse_arguments, write_bytes
+from midigpt.keys import NOTE, read_note, read_scale, to_scale
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -77,8 +78,7 @@ class Args:
     meter: str | None = None
     """Time signature without a prompt, such as 3/4."""
     key: str | None = None
-    """Key without a prompt: D, Bb, or F#m, which is the scale of A; with an octave, D3 or 50, it is played around there
-    (C4 is middle C, 60). A model of another encoding than anchored is asked for a first note, such as D3."""
+    """Key without a prompt: D, Bb, or F#m, which is the scale of A; each take is moved there."""
     keys: str | None = None
     """Lowest and highest note of what is not drums, such as C2-C6 (default: a piano's A0-C8; behind a prompt each
     part's range and an octave around it)."""
@@ -137,9 +137,10 @@ def check(args: Args) -> None:
     if set(programs(args)) == {"d"} and (args.key or args.keys):
         raise UserError(f"--program {args.program} is drums, which have no --key and no --keys")
     wishes(args)
-    keys = key_range(args)
-    if args.key is not None:
-        tonic(args.key, keys)
+    if (keys := key_range(args)) and args.key and len(keys) < 24:
+        raise UserError(f"--keys {args.keys} must hold two octaves for a --key: takes are moved to it")
+    if args.key:
+        read_scale(args.key, "--key")
     drawing(args)
 
 
@@ -200,13 +201,14 @@ def begin(args: Args, model: "GPT", tokenizer: "Tokenizer", language: "Language"
     from midigpt.midi import write_midi
     from midigpt.takes import ending_at
 
-    length, wished, named = wanted_length(args), wishes(args) | key_field(args, language), programs(args)
+    length, wished, named = wanted_length(args), wishes(args), programs(args)
     if named and not language.is_song:
         if len(named) > 1:
             raise UserError(f"--program {args.program}: what this model writes has one part, so name one program")
         wished, named = {"program": named[0], **wished}, []
-    first = int(wished["key"]) if "key" in wished and not language.is_anchored else PIANO[0]
-    keys = key_range(args) or range(min(PIANO[0], first), max(PIANO[-1], first) + 1)
+    keys = key_range(args) or PIANO
+    if args.key:  # half an octave of room for moving
+        keys = range(keys[0] + 6, keys[-1] - 5)
     before = [named[:place].count(name) for place, name in enumerate(named)]
     marks = [f"{name}.{n + 1}" if n else name for name, n in zip(named, before, strict=True)] or MARKS
     texts = compose(model, tokenizer, language, drawing(args), wished, length, args.takes, keys, marks=marks)
@@ -216,6 +218,8 @@ def begin(args: Args, model: "GPT", tokenizer: "Tokenizer", language: "Language"
         print(f"sample: {counted(lost, 'take')} can't be read, and so left out")
     for text in texts:
         score = ending_at(decode([text], language), length.in_steps(read_header(text)))
+        if args.key:
+            score = to_scale(score, read_scale(args.key, "--key"))
         yield partial(write_midi, score)
 
 
@@ -277,9 +281,6 @@ def make_again(args: Args, take: Path) -> None:
 
 # --- wishes ----------------------------------------------------------------------------------------------
 
-NOTE = r"[A-Ga-g][#b]?-?\d|\d+"
-
-
 def drawing(args: Args) -> "Drawing":
     from midigpt.generate import Drawing
 
@@ -294,7 +295,7 @@ def wanted_length(args: Args) -> "Length":
 
 
 def wishes(args: Args) -> dict[str, str]:
-    """The wished fields of the header, but for program and key. Raises UserError for a value that no header has."""
+    """The wished fields of the header, but for the program. Raises UserError for a value that no header has."""
     from midigpt.header import METERS, nearest_tempo
 
     fields = {}
@@ -307,19 +308,6 @@ def wishes(args: Args) -> dict[str, str]:
             raise UserError(f"--meter {args.meter} is none of {METERS[0]} .. {METERS[-1]}, as 3/4 is")
         fields["meter"] = args.meter
     return fields
-
-
-def key_field(args: Args, language: "Language") -> dict[str, str]:
-    """The wished key as the header has it. Raises UserError where it is none, or a first note outside of --keys."""
-    if args.key is None:
-        return {}
-    keys = key_range(args)
-    if language.is_anchored:
-        return {"key": str(tonic(args.key, keys))}
-    first = pitch(args.key, "--key")
-    if keys and first not in keys:
-        raise UserError(f"--key {args.key} is outside --keys {args.keys}")
-    return {"key": str(first)}
 
 
 def programs(args: Args) -> list[str]:
@@ -338,39 +326,10 @@ def key_range(args: Args) -> range | None:
     match = re.fullmatch(rf"({NOTE})-({NOTE})", args.keys)
     if not match:
         raise UserError(f"--keys {args.keys} is not two notes such as C2-C6")
-    keys = range(pitch(match[1], "--keys"), pitch(match[match.lastindex or 0], "--keys") + 1)
+    keys = range(read_note(match[1], "--keys"), read_note(match[match.lastindex or 0], "--keys") + 1)
     if len(keys) < 12:
         raise UserError(f"--keys {args.keys} must hold an octave at least, lowest note first: C2-C6")
     return keys
-
-
-def tonic(text: str, keys: range | None) -> int:
-    """The tonic of a key's major scale, a MIDI number: of a named key the one nearest to the middle of the keys, or to
-    middle C. Raises UserError for what is neither a key nor a note."""
-    from midigpt.encodings.anchored import RELATIVE
-
-    match = re.fullmatch(r"([A-Ga-g][#b]?)(m?)", text)
-    if not match:
-        return pitch(text, "--key")
-    number = pitch(f"{match[1]}4", "--key") + (RELATIVE if match[2] else 0)
-    lowest = (keys[len(keys) // 2] if keys else 60) - 6
-    return lowest + (number - lowest) % 12
-
-
-def pitch(text: str, flag: str) -> int:
-    """C4, F#3, Bb5 or 60 as a MIDI number; C4 is middle C, 60."""
-    match = re.fullmatch(r"([A-Ga-g])([#b]?)(-?\d)", text)
-    number = -1
-    if text.isdecimal():
-        number = int(text)
-    elif match:
-        step, sign, octave = match.groups()
-        number = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}[step.lower()]
-        number += {"#": 1, "b": -1, "": 0}[sign] + 12 * (int(octave) + 1)
-    if not 0 <= number < 128:
-        also = ", and no key such as D, or Dm for D minor" if flag == "--key" else ""
-        raise UserError(f"{flag} {text} is no note such as C4, F#3, Bb5 or 60, in 0..127{also}")
-    return number
 
 
 # --- files -----------------------------------------------------------------------------------------------

@@ -26,14 +26,25 @@ from statistics import mean, stdev
 from typing import Any, Literal
 
 import numpy as np
-from compare_data import MOVES as KEYS
-from compare_data import SWITCHES, Piece, Way, copies, drawn, index_corpus, load_pieces, moved, pack_peer, pack_text
+from compare_data import (
+    SWITCHES,
+    Piece,
+    Way,
+    copies,
+    drawn,
+    index_corpus,
+    load_pieces,
+    moved,
+    pack_peer,
+    pack_text,
+)
 from compare_text import SWITCHES as TEXT_SWITCHES
 
 from midigpt import workers
 from midigpt.files import UserError, parse_arguments, read_json, replacing, write_json, write_text
 from midigpt.normal import normalise
 from midigpt.score import Score
+from midigpt.train_data import KEYS
 
 Study = Literal["encodings", "switches", "vocabulary", "positions", "notes", "curves", "blocks", "header"]
 CURVE = (10, 30, 100, 300)  # training pieces
@@ -90,11 +101,13 @@ class Run:
 
 # --- what is compared ------------------------------------------------------------------------------------
 
-ANCHORED = Way("anchored intervals")
+ANCHORED = Way("anchored intervals, 12 keys", keys=12)
+ONE_KEY = replace(ANCHORED, name="anchored intervals", keys=1)
 ABSOLUTE = Way("absolute", "absolute")
 ENCODINGS = [
     ANCHORED,
-    replace(ANCHORED, name="anchored intervals, tracks", layout="track"),
+    replace(ANCHORED, name="anchored intervals, 12 keys, tracks", layout="track"),
+    ONE_KEY,
     Way("intervals", "interval"),
     Way("intervals, tracks", "interval", "track"),
     ABSOLUTE,
@@ -110,18 +123,19 @@ ENCODINGS = [
 ]
 POSITIONS = [
     replace(way, name=f"{way.name}, by {kind}", positions=kind)
-    for way in (ANCHORED, ABSOLUTE)
+    for way in (ONE_KEY, ABSOLUTE)
     for kind in ("time", "index")
 ]
-POSITIONS += [replace(ANCHORED, name=f"anchored intervals, by time, {n} a step", a_step=n) for n in (1, 16)]
+POSITIONS += [replace(ONE_KEY, name=f"anchored intervals, by time, {n} a step", a_step=n) for n in (1, 16)]
 SIZES = [
     replace(ANCHORED, name=f"vocabulary {size or 'without merges'}", vocab_size=size)
     for size in (0, 512, 1024, 2048, 4096, 16384)
 ]
-MAIN = ("anchored intervals", "intervals", "absolute", "absolute, 12 keys", "MidiTok REMI")
+MAIN = ("anchored intervals, 12 keys", "anchored intervals", "absolute", "absolute, 12 keys", "MidiTok REMI")
+MAIN += ("MidiTok REMI, 12 keys",)
 WAYS: dict[str, list[Way]] = {
     "encodings": ENCODINGS,
-    "switches": [ANCHORED, *(replace(ANCHORED, name=name, switch=name) for name in (*TEXT_SWITCHES, *SWITCHES))],
+    "switches": [ONE_KEY, *(replace(ONE_KEY, name=name, switch=name) for name in (*TEXT_SWITCHES, *SWITCHES))],
     "vocabulary": SIZES,
     "positions": POSITIONS,
     "notes": [way for way in ENCODINGS if way.name in MAIN],
@@ -166,16 +180,17 @@ def prepare(args: Args, run: Run) -> Path:
     named = [(piece.name, score) for piece, score in held_out]
     sides = {
         "train": [
-            (f"{piece.name} {n}", score)
+            (piece.name, score)
             for piece in train
-            for n, copy in enumerate(copies(piece, run.way.keys))
+            for copy in (copies(piece, run.way.keys) if run.way.is_peer else [piece.score])  # ours are made of the text
             for _, score in normal_pieces(run.way, [replace(piece, score=copy)])
         ],
         "val": named,
-        "moved": [(name, moved(score, drawn(KEYS, "moved", name))) for name, score in named],
+        "moved": [(name, moved(score, drawn([key for key in KEYS if key], "moved", name))) for name, score in named],
     }
     arrays, tokenizer = (pack_peer if run.way.is_peer else pack_text)(run.way, sides)
     notes = {f"{side}_notes": np.array(sum(score.notes for _, score in pieces)) for side, pieces in sides.items()}
+    notes["train_notes"] //= run.way.keys if run.way.is_peer else 1  # those of one key
     seconds = np.array(sum(score.end / score.ticks_per_beat * 60 / score.tempo_bpm for _, score in named))
     path.parent.mkdir(parents=True, exist_ok=True)
     size = tokenizer.vocab_size if run.way.is_peer else tokenizer.get_vocab_size()

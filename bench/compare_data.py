@@ -20,17 +20,16 @@ from tokenizers import Tokenizer
 from midigpt.dataset import Options, make_dataset
 from midigpt.documents import Split
 from midigpt.index import data_folder, index_files, open_index, songs
-from midigpt.language import Language, encode
+from midigpt.language import Language, encode, in_key
 from midigpt.normal import GRID
 from midigpt.positions import POSITIONS_A_STEP
 from midigpt.rescue import rescue
 from midigpt.score import NO_PEDAL, Score, Track
 from midigpt.tokenizer import START, LineEncoder, base_alphabet, new_tokenizer
-from midigpt.train_data import DROP_FIELD, drop_fields
+from midigpt.train_data import DROP_FIELD, document_keys, drop_fields
 
 SPLIT = Split(val_fraction=0.1, seed=0)
 LEARN_NOTES = 1_000_000  # BPE learns from so many notes at most
-MOVES = [*range(-6, 0), *range(1, 7)]  # keys
 PEERS = ("remi", "tsd")
 
 
@@ -42,7 +41,7 @@ class Way:
     encoding: str = "anchored"  # a module of midigpt/encodings, or MidiTok's remi or tsd
     layout: str = "song"
     vocab_size: int = 2048  # 0: no merges
-    keys: int = 1  # copies of each training piece, in different keys
+    keys: int = 1  # in which each training piece is written
     switch: str = ""  # see SWITCHES, and compare_text.py
     positions: str = "time"  # or "index"
     a_step: int = POSITIONS_A_STEP  # of positions that count time
@@ -112,8 +111,7 @@ def drawn(choices: Sequence[int], *names: object) -> int:
 
 def copies(piece: Piece, keys: int) -> list[Score]:
     """The piece in so many keys: its own, and others up to a tritone away."""
-    moves = sorted(MOVES, key=lambda move: hashlib.sha256(f"{piece.name} {move}".encode()).digest())
-    return [piece.score, *(moved(piece.score, move) for move in moves[: keys - 1])]
+    return [moved(piece.score, key) if key else piece.score for key in document_keys(piece.name, keys)]
 
 
 # --- switches that change the notes ----------------------------------------------------------------------
@@ -193,6 +191,7 @@ def pack_text(way: Way, sides: dict[str, list[tuple[str, Score]]]) -> tuple[dict
     tokenizer, trainer = new_tokenizer(way.vocab_size or len(alphabet) + 1, language)
     trainer.initial_alphabet, trainer.limit_alphabet = alphabet, len(alphabet)
     tokenizer.train_from_iterator(_to_learn(written["train"], language), trainer)
+    written["train"] = [copy for document in written["train"] for copy in _in_keys(way, language, *document)]
     encode_lines = LineEncoder(tokenizer, language)
     arrays: dict[str, np.ndarray] = {}
     for side, documents in written.items():
@@ -204,6 +203,15 @@ def pack_text(way: Way, sides: dict[str, list[tuple[str, Score]]]) -> tuple[dict
             packed.add(tokens, np.repeat(np.cumsum(steps) - steps, lengths), places, int(lengths[:2].sum()))
         arrays |= packed.arrays(side)
     return arrays, tokenizer
+
+
+def _in_keys(
+    way: Way, language: Language, name: str, header: str, lines: list[str]
+) -> Iterator[tuple[str, str, list[str]]]:
+    """A training document in as many keys as the way has."""
+    for key in document_keys(name, way.keys):
+        header_there, *lines_there = in_key(header + "".join(lines), key, language).splitlines(keepends=True)
+        yield f"{name} {key}" if key else name, header_there, lines_there
 
 
 def _to_learn(documents: list[tuple[str, str, list[str]]], language: Language) -> Iterator[str]:

@@ -1,7 +1,9 @@
 """The anchored language's switches as bench/compare.py tries them: the same notes, written in other ways.
 
     ""            as midigpt/encodings/anchored.py writes them
-    first note    the header's key is not the scale's tonic but the first note that is no drum
+    tonic         the header's key is not the mean pitch but the tonic of the major scale that fits the notes best
+                  (midigpt/keys.py), the one nearest to the mean
+    first note    the header's key is the first note that is no drum
     chained       the same, and a part's first note counts from its first in the line before, as in interval.py
     chained bars  chained from the header's key, but a part's first note in a bar counts from the header's key
     from the key  every pitch is a distance from the header's key
@@ -18,11 +20,13 @@ from fractions import Fraction
 
 from midigpt.encodings.interval import time_text
 from midigpt.header import DEFAULT_KEY, nearest_tempo, read_header
+from midigpt.keys import find_scale
 from midigpt.language import Language, encode
 from midigpt.normal import GRID, VELOCITY_STEP, part_marks
 from midigpt.score import Score
 
-SWITCHES = ("first note", "chained", "chained bars", "from the key", "across parts", "high first", "bars", "note-offs")
+SWITCHES = ("tonic", "first note", "chained", "chained bars", "from the key", "across parts")
+SWITCHES += ("high first", "bars", "note-offs")
 Note = tuple[int, int, int, int, int]  # onset, part, pitch, velocity bin (0: its end), length in grid steps
 
 
@@ -33,7 +37,9 @@ def write_lines(score: Score, switch: str) -> tuple[str, list[str]]:
     pitched = [note for note in notes if not score.tracks[note[1]].is_drum]
     key = DEFAULT_KEY
     if pitched:
-        key = pitched[0][2] if switch in ("first note", "chained") else _key(score)
+        key = pitched[0][2] if switch in ("first note", "chained") else _mean(score)
+        if switch == "tonic":
+            key += ((find_scale(score) or 0) - key + 6) % 12 - 6
     reference = dict.fromkeys(range(len(marks)), key)
     numerator, denominator = score.meter
     bar_steps = Fraction(4 * GRID * numerator, denominator)
@@ -69,8 +75,8 @@ def write_lines(score: Score, switch: str) -> tuple[str, list[str]]:
     return f"# tempo={nearest_tempo(score.tempo_bpm)} meter={numerator}/{denominator}{anchor}\n", lines
 
 
-def _key(score: Score) -> int:
-    """The scale's tonic."""
+def _mean(score: Score) -> int:
+    """The mean pitch."""
     (document,) = encode(score, language=Language())
     key = read_header(document.header).key
     assert key is not None

@@ -36,7 +36,7 @@ def train_and_measure(way: Way, data: Path, seed: int, equal: str, args: Any) ->
     torch.set_num_threads(1 if args.device == "cpu" else torch.get_num_threads())
     keep_freed_memory()
     arrays = np.load(data)
-    sides = {name: side(arrays, name, way.a_step) for name in ("train", "val", "moved")}
+    sides = {name: side(arrays, name, way) for name in ("train", "val", "moved")}
     config = ModelConfig(
         vocab_size=int(arrays["vocab_size"]),
         block_size=way.block_size,
@@ -51,16 +51,16 @@ def train_and_measure(way: Way, data: Path, seed: int, equal: str, args: Any) ->
     flops = flops_per_token(config) * BATCH_TOKENS
     steps = round(args.pflop * 1e15 / flops)
     if equal == "notes":
-        steps = round(args.notes * len(train.tokens) / train.notes / BATCH_TOKENS)
+        steps = round(args.notes * train.epoch_tokens / train.notes / BATCH_TOKENS)
     begun = time.perf_counter()
     model = train_model(config, train, steps, seed, args.device)
     seconds = time.perf_counter() - begun
     result: dict[str, Any] = {
         "steps": steps,
         "pflop": steps * flops / 1e15,
-        "epochs": steps * BATCH_TOKENS / len(train.tokens),
-        "notes_seen": steps * BATCH_TOKENS * train.notes / len(train.tokens),
-        "train_pieces": len(train.docs),
+        "epochs": steps * BATCH_TOKENS / train.epoch_tokens,
+        "notes_seen": steps * BATCH_TOKENS * train.notes / train.epoch_tokens,
+        "train_pieces": len(train.docs) // train.keys,
         "train_notes": train.notes,
         "val_notes": sides["val"].notes,
         "tokens_per_note": len(sides["val"].tokens) / sides["val"].notes,
@@ -81,11 +81,12 @@ def train_and_measure(way: Way, data: Path, seed: int, equal: str, args: Any) ->
     return result
 
 
-def side(arrays: Any, name: str, a_step: float) -> Side:
+def side(arrays: Any, name: str, way: Way) -> Side:
     """The packed side of that name."""
     tokens, docs, times, places = (arrays[f"{name}_{what}"] for what in ("tokens", "docs", "times", "places"))
-    positions = (times * a_step).astype(np.uint32) + places.astype(np.uint32)
-    return Side(tokens=tokens, docs=docs, notes=int(arrays[f"{name}_notes"]), positions=positions)
+    positions = (times * way.a_step).astype(np.uint32) + places.astype(np.uint32)
+    keys = way.keys if name == "train" else 1
+    return Side(tokens=tokens, docs=docs, notes=int(arrays[f"{name}_notes"]), positions=positions, keys=keys)
 
 
 def train_model(config: ModelConfig, train: Side, steps: int, seed: int, device: str) -> GPT:

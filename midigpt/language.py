@@ -18,7 +18,7 @@ import numpy as np
 from midigpt import header as headers
 from midigpt.encodings import MARK_ALPHABET, Row, Sheet, part_order
 from midigpt.files import UserError
-from midigpt.header import Header, LanguageError, nearest_tempo, read_header, shown, split_header
+from midigpt.header import Header, LanguageError, keep_fields, nearest_tempo, read_header, shown, split_header
 from midigpt.normal import (
     GRID,
     MAX_RESOLUTION,
@@ -75,8 +75,13 @@ class Language:
         return self.layout == "song"
 
     @property
+    def has_keys(self) -> bool:
+        """Whether a document can be written in several keys: see in_key()."""
+        return hasattr(self.module, "moved")
+
+    @property
     def is_anchored(self) -> bool:
-        """Whether a part's first note in each line counts from the header's key, which is the scale's tonic."""
+        """Whether a part's first note in each line counts from the header's key, the piece's mean pitch."""
         return self.encoding == "anchored"
 
     @property
@@ -154,6 +159,18 @@ def encode_batch(
         document = Document(header, body, sheet.notes.onset[start:stop], sheet.notes.pitch[start:stop])
         documents[owner[part]].append(document)
     return documents
+
+
+def in_key(text: str, keys: int, language: Language) -> str:
+    """Another text for the music of a document, for training: as if in a key that is so many keys higher.
+
+    Absolute pitch is moved; what is anchored is counted from another anchor. The header names no key. Drums and 0 keys
+    leave a document as it is.
+    """
+    header, body = split_header(text)
+    if not keys or read_header(header).is_drum:
+        return text
+    return keep_fields(header, lambda name: name != "key") + language.module.moved(body, keys)
 
 
 def _track_sheet(notes: Notes, tracks: Sequence[Track], end: int | None) -> Sheet:

@@ -63,13 +63,15 @@ def _data(data: dict[str, Any]) -> str:
         f"| {name} | {side['songs']:,} | {side['documents']:,} | {side['notes']:,} | {side['tokens']:,} |"
         for name, side in (("training", data["train"]), ("held out", data["val"]))
     )
+    keys = data["train"].get("keys", 1)
+    in_keys = f"\nThe tokens are of each training document in {keys} keys.\n" if keys > 1 else ""
     return f"""\
 ## Data
 
 | | songs | documents | notes | tokens |
 |---|---:|---:|---:|---:|
 {rows}
-
+{in_keys}
 A share of {data["val_fraction"]:g} of the songs was to be held out, drawn by seed {data["seed"]}. This
 training has not touched them.
 """

@@ -7,6 +7,7 @@ the header. train/meta.json says what they were made from. train/copies.* are th
 midigpt/copies.py looks passages up.
 """
 
+import hashlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -28,12 +29,14 @@ from midigpt.documents import Split, is_drawn, read_songs
 from midigpt.files import UserError, make, read_json, replacing, write_json
 from midigpt.header import LanguageError, keep_fields, split_header
 from midigpt.index import Song, language, songs, totals
-from midigpt.language import TRACKS, Language, read_language
+from midigpt.language import TRACKS, Language, in_key, read_language
 from midigpt.positions import POSITIONS_A_STEP, POSITIONS_DTYPE, Positions, line_positions
 from midigpt.score import IntArray
 from midigpt.tokenizer import DTYPE, START, LineEncoder, Tokens, file_sha256, load_tokenizer, tokenizer_path
 
 SONGS_AT_ONCE = 64
+KEYS = tuple(range(-6, 6))  # in which a document can be written; its own is 0
+MOST_NOTES = 50_000_000  # in all keys together, which take half a gigabyte
 DROP_FIELD = 0.25  # of the header's fields, so that a model can be asked with any subset of them
 
 
@@ -46,28 +49,35 @@ class Counts:
 
     songs: int
     documents: int
-    tokens: int
     notes: int
+    tokens: int  # of all its documents, in each of its keys
+    keys: int
+
+    @property
+    def tokens_per_note(self) -> float:
+        return self.tokens / max(self.notes * self.keys, 1)
 
 
 def make_train_bin(
-    root: Path, split: Split, processes: int = 1, init_from: Path | None = None
+    root: Path, split: Split, processes: int = 1, init_from: Path | None = None, keys: int | None = None
 ) -> tuple[Counts, Counts]:
     """Pack all documents as tokens; returns the counts of the training and of the validation side.
 
-    The tokens are those of the working folder's tokenizer, or of the checkpoint `init_from`. The same documents,
-    tokenizer and split give the same bytes. Raises UserError where something is missing or the working folder's
-    tokenizer was learned with another split, and so from songs that would be held out.
+    The tokens are those of the working folder's tokenizer, or of the checkpoint `init_from`. Each training document is
+    written in so many `keys` (midigpt.language.in_key), or as many as usual. The same documents, tokenizer and split
+    give the same bytes. Raises UserError where something is missing or the working folder's tokenizer was learned with
+    another split, and so from songs that would be held out, and for keys that can't be.
     """
     spoken = language(root)
+    keys = _keys(keys, spoken, totals(root, MOST_NOTES)[1])
     path = init_from / "tokenizer.json" if init_from else tokenizer_path(root)
     tokenizer = _tokenizer_of(init_from, spoken, root) if init_from else _tokenizer_learned_with(root, split)
     sha256 = file_sha256(path)
     folder = root / "train"
-    pack = partial(pack_songs, root=root, split=split, language=spoken, tokenizer_json=path, sha256=sha256)
+    pack = partial(pack_songs, root=root, split=split, language=spoken, tokenizer_json=path, sha256=sha256, keys=keys)
     with (
-        _writer(folder, "train") as train,
-        _writer(folder, "val") as val,
+        _writer(folder, "train", keys) as train,
+        _writer(folder, "val", 1) as val,
         copies.writer(folder) as index,
         tqdm(desc="train-bin", total=totals(root, 0)[0], unit="song", disable=None) as bar,
     ):
@@ -92,6 +102,20 @@ def make_train_bin(
         },
     )
     return counts
+
+
+def _keys(wished: int | None, language: Language, notes: int) -> int:
+    """In how many keys each training document is written, where all have so many notes.
+
+    In all of KEYS, up to MOST_NOTES: it keeps a model from learning a folder by heart (docs/encodings.md).
+    """
+    if wished is None:
+        return max(min(len(KEYS), MOST_NOTES // max(notes, 1)), 1) if language.has_keys else 1
+    if not 1 <= wished <= len(KEYS):
+        raise UserError(f"--keys {wished} is not in 1..{len(KEYS)}")
+    if wished > 1 and not language.has_keys:
+        raise UserError(f"--keys {wished}: in the encoding {language.encoding} a piece is one text in all keys")
+    return wished
 
 
 def _tokenizer_learned_with(root: Path, split: Split) -> Tokenizer:
@@ -177,7 +201,7 @@ def _in_order(
 
 
 def pack_songs(
-    task: Task, root: Path, split: Split, language: Language, tokenizer_json: Path, sha256: str
+    task: Task, root: Path, split: Split, language: Language, tokenizer_json: Path, sha256: str, keys: int
 ) -> list[Batch]:
     """Both sides of a task's songs, a few songs at a time.
 
@@ -188,12 +212,15 @@ def pack_songs(
     encode = _encoder(tokenizer_json, sha256, language)
     coming = read_songs(root, task.songs)
     packed = []
-    while some := list(islice(coming, SONGS_AT_ONCE)):  # lines take far more memory than their tokens
-        packed.append(_pack(some, encode, split, language))
+    at_once = max(SONGS_AT_ONCE // keys, 1)  # lines take far more memory than their tokens
+    while some := list(islice(coming, at_once)):
+        packed.append(_pack(some, encode, split, language, keys))
     return packed
 
 
-def _pack(some: list[tuple[Song, list[str]]], encode: LineEncoder, split: Split, language: Language) -> Batch:
+def _pack(
+    some: list[tuple[Song, list[str]]], encode: LineEncoder, split: Split, language: Language, keys: int
+) -> Batch:
     lines: tuple[list[str], list[str]] = [], []
     begins: tuple[list[int], list[int]] = [], []  # where in these lines each document begins
     songs_of, notes = [0, 0], [0, 0]
@@ -203,11 +230,13 @@ def _pack(some: list[tuple[Song, list[str]]], encode: LineEncoder, split: Split,
         songs_of[side] += 1
         training += [] if side else [(song.name, texts)]
         for number, text in enumerate(texts, start=1):
-            header, body = split_header(text)
-            begins[side].append(len(lines[side]))
-            header = drop_fields(header, f"{song.name}_{number}", is_val=side == 1)
-            lines[side].extend((START, header, *body.splitlines(keepends=True)))
-            notes[side] += language.module.count_notes(body)
+            name = f"{song.name}_{number}"
+            for key in (0,) if side else document_keys(name, keys):
+                header, body = split_header(in_key(text, key, language))
+                begins[side].append(len(lines[side]))
+                header = drop_fields(header, f"{name} {key}" if key else name, is_val=side == 1)
+                lines[side].extend((START, header, *body.splitlines(keepends=True)))
+            notes[side] += language.module.count_notes(split_header(text)[1])
     packed = []
     for side in (0, 1):
         tokens, lengths, steps = encode(lines[side])
@@ -233,8 +262,8 @@ def _encoder(path: Path, sha256: str, language: Language) -> LineEncoder:
 class _Writer:
     """Writes one side. Nothing grows with the number of documents: all files are written as they come."""
 
-    def __init__(self, out: IO[bytes], positions: IO[bytes], docs: IO[bytes]) -> None:
-        self._out, self._positions, self._docs = out, positions, docs
+    def __init__(self, out: IO[bytes], positions: IO[bytes], docs: IO[bytes], keys: int) -> None:
+        self._out, self._positions, self._docs, self._keys = out, positions, docs, keys
         self._songs = self._documents = self._tokens = self._notes = 0
         self._write_docs_header()
 
@@ -253,7 +282,7 @@ class _Writer:
         self._write_docs_header()
 
     def counts(self) -> Counts:
-        return Counts(self._songs, self._documents, self._tokens, self._notes)
+        return Counts(self._songs, self._documents // self._keys, self._notes, self._tokens, self._keys)
 
     def _write_docs_header(self) -> None:
         # Its length does not depend on the number: the format leaves room for an array to grow.
@@ -262,7 +291,7 @@ class _Writer:
 
 
 @contextmanager
-def _writer(folder: Path, name: str) -> Iterator[_Writer]:
+def _writer(folder: Path, name: str, keys: int) -> Iterator[_Writer]:
     with (
         replacing(folder / f"{name}.bin") as bin_path,
         replacing(folder / f"{name}.positions.bin") as positions_path,
@@ -271,9 +300,16 @@ def _writer(folder: Path, name: str) -> Iterator[_Writer]:
         positions_path.open("wb") as where,
         docs_path.open("wb") as docs,
     ):
-        writer = _Writer(out, where, docs)
+        writer = _Writer(out, where, docs, keys)
         yield writer
         writer.finish()
+
+
+def document_keys(document: str, keys: int) -> list[int]:
+    """The KEYS in which a training document is written: its own, and others by a hash of its name."""
+    others = [key for key in KEYS if key]
+    others.sort(key=lambda key: hashlib.sha256(f"{document} {key}".encode()).digest())
+    return [0, *others[: keys - 1]]
 
 
 def drop_fields(header: str, document: str, is_val: bool, probability: float = DROP_FIELD) -> str:
@@ -320,9 +356,15 @@ class Side:
 
     tokens: Tokens  # (N,)
     positions: Positions  # (N,) in musical time
-    docs: IntArray  # (D, 2) start of the document, first token after its header; ascending
-    notes: int
+    docs: IntArray  # (D, 2) start of the document, first token after its header; ascending, each in its own key first
+    notes: int  # in one key
     language: Language = TRACKS
+    keys: int = 1  # in which each document is written
+
+    @property
+    def epoch_tokens(self) -> int:
+        """So many are an epoch: all the music, in one key of each piece."""
+        return len(self.tokens) // self.keys
 
     @property
     def ends(self) -> IntArray:
@@ -346,16 +388,17 @@ def load_side(root: Path, name: str) -> tuple[Side, dict[str, Any]]:
     docs_path = folder / f"{name}.docs.npy"
     docs = np.load(docs_path) if docs_path.exists() else np.empty((0, 2), np.int64)
     found = len(tokens), len(where), len(docs), POSITIONS_A_STEP
-    if found != (*[meta[name]["tokens"]] * 2, meta[name]["documents"], meta.get("positions_a_step")):
+    keys = meta[name]["keys"]
+    if found != (*[meta[name]["tokens"]] * 2, meta[name]["documents"] * keys, meta.get("positions_a_step")):
         raise UserError(
             f"{folder / name}.bin is not what meta.json beside it describes; run: {make(root, 'train-bin')}"
         )
-    return Side(tokens, where, docs, meta[name]["notes"], spoken), meta
+    return Side(tokens, where, docs, meta[name]["notes"], spoken, keys), meta
 
 
 def line_tokens(side: Side) -> Tokens:
-    """The tokens that the measure counts: those of lines, without starts and headers."""
+    """The tokens that the measure counts: those of lines, without starts and headers, in each document's own key."""
     mask = np.zeros(len(side.tokens) + 1, np.int64)
-    np.add.at(mask, side.docs[:, 1], 1)
-    np.add.at(mask, side.ends, -1)
+    np.add.at(mask, side.docs[:: side.keys, 1], 1)
+    np.add.at(mask, side.ends[:: side.keys], -1)
     return side.tokens[np.cumsum(mask[:-1]) > 0]

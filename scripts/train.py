@@ -86,7 +86,7 @@ if then:
 if latest and config.init_from and str(config.init_from) != then["config"].get("init_from"):
     raise UserError(f"{run_folder} was not begun from {config.init_from}; begin a new run with --run NAME")
 origin = load_checkpoint(config.init_from)[0] if config.init_from and not latest else None
-config, why = complete(config, __doc__, latest, then, origin, len(train.tokens))
+config, why = complete(config, __doc__, latest, then, origin, train.epoch_tokens)
 shape = config.model
 check_size(config, len(train.tokens), world)
 check_same(config, run_folder, then, meta)
@@ -160,7 +160,7 @@ def forward_backward(step: int) -> Tensor:
 
 evaluation = Evaluation(val, tokenizer, shape.block_size) if val.notes else None
 tokens_to_evaluate = evaluation.tokens_read if evaluation else 0
-wanted = [config.max_steps, config.epochs and math.ceil(config.epochs * len(train.tokens) / tokens_per_step)]
+wanted = [config.max_steps, config.epochs and math.ceil(config.epochs * train.epoch_tokens / tokens_per_step)]
 most_steps = min((steps for steps in wanted if steps), default=sys.maxsize)
 step_seconds = evaluation_seconds = 0.0
 before: float = then.get("seconds", 0.0)  # that earlier starts of this run took
@@ -197,8 +197,9 @@ if not eval_interval:
     max_steps = planned(first_step, eval_interval)
 if first_step > max_steps:
     raise UserError(f"{run_folder} has made {first_step} steps already; ask for more, or for a new --run NAME")
-epochs = max_steps * tokens_per_step / len(train.tokens)
-dropout, weight_decay = regularisation(epochs, max_steps, config.learning_rate, config.init_from is not None)
+epochs = max_steps * tokens_per_step / train.epoch_tokens
+repeats = epochs / train.keys  # a piece in another key is another text
+dropout, weight_decay = regularisation(repeats, max_steps, config.learning_rate, config.init_from is not None)
 dropout = dropout if config.dropout is None else config.dropout
 weight_decay = weight_decay if config.weight_decay is None else config.weight_decay
 config = replace(config, dropout=dropout, weight_decay=weight_decay)
@@ -240,7 +241,7 @@ def save(name: str, weights: str, evaluated: dict[str, Any] | None) -> None:
         "step": done,
         "max_steps": max_steps,
         "tokens_seen": done * tokens_per_step,
-        "epochs": done * tokens_per_step / len(train.tokens),
+        "epochs": done * tokens_per_step / train.epoch_tokens,
         "weights": weights,
         "evaluation": evaluated,
         "unigram_bits_per_note": unigram,
@@ -304,8 +305,9 @@ signal.signal(signal.SIGTERM, ask_to_stop)
 peak, peak_source = peak_flops(device)
 flops = flops_per_token(model.config)
 say(f"train: {shape.type} with {model.parameter_count() / 1e6:.2f} M parameters ({why}) on {device_name(device)}")
+in_keys = f" in each of {train.keys} keys" if train.keys > 1 else ""
 say(
-    f"  {len(train.tokens):,} tokens; {max_steps} steps of {tokens_per_step:,} tokens, {epochs:.1f} epochs"
+    f"  {train.epoch_tokens:,} tokens{in_keys}; {max_steps} steps of {tokens_per_step:,} tokens, {epochs:.1f} epochs"
     + (f", as many as fit into {config.minutes:g} minutes" if max_steps < most_steps else "")
     + (f"; from step {first_step}" if first_step else "")
 )

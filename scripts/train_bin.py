@@ -25,6 +25,8 @@ class Args:
     """Chooses which songs are held out; as given to the tokenizer."""
     init_from: Path | None = None
     """A checkpoint folder whose tokenizer to use, to train on from it."""
+    keys: int | None = None
+    """In how many keys each training piece is written, 1..12 (default: 12, or fewer of very many notes)."""
     workers: int = os.cpu_count() or 1
     """Worker processes; each takes about 250 MB."""
 
@@ -34,15 +36,17 @@ def main(args: Args) -> None:
         raise UserError("--workers must be at least 1")
     start = time.perf_counter()
     with locked(args.root):
-        train, val = make_train_bin(args.root, Split(args.val_fraction, args.seed), args.workers, args.init_from)
+        split = Split(args.val_fraction, args.seed)
+        train, val = make_train_bin(args.root, split, args.workers, args.init_from, args.keys)
     if not val.songs:
         print(
             "  no song is held out, so training can't tell how well it does;"
             " give tokenizer and train-bin a larger --val-fraction or another --seed"
         )
+    in_keys = f", each in {train.keys} keys," if train.keys > 1 else ""
     print(
-        f"train-bin: {train.songs} songs to {train.tokens} training tokens, {val.songs} songs to {val.tokens}"
-        f" validation tokens; {train.tokens / max(train.notes, 1):.2f} tokens per note;"
+        f"train-bin: {train.songs} songs{in_keys} to {train.tokens} training tokens, {val.songs} songs to {val.tokens}"
+        f" validation tokens; {train.tokens_per_note:.2f} tokens per note;"
         f" {time.perf_counter() - start:.1f} s"
     )
 

@@ -44,16 +44,17 @@ def test_switches_write_the_same_notes_in_other_ways() -> None:
     def body(switch: str) -> str:
         return "".join(write_lines(normalise(chords(), "song"), switch)[1])
 
-    assert body("high first").startswith("0@7+10|3-10|4-10|d@36=13|1/1\n0@")
+    assert body("high first").startswith("0@2+10|3-10|4-10|d@36=13|1/1\n0@")
     assert re.findall(r"^'", body("bars"), re.MULTILINE) == ["'"] * 2
     assert body("bars").replace("'", "") == body("")
-    assert body("from the key").startswith("0@0+10|4+10|7+10|d@36=13|1/1\n")
+    assert body("from the key").startswith("0@5-10|1-10|2+10|d@36=13|1/1\n")
     assert body("chained").endswith("12+10|d@36=13|1/1\n")
     rows = [(0, 24, 65, 76), (0, 24, 68, 76), (24, 48, 61, 76)]  # D flat's triad, with the third first
     triad = normalise(Score(24, (track_from_notes(rows),)), "song")
     header = "# tempo=120 meter=4/4 key="
     assert write_lines(triad, "first note") == (f"{header}65\n", ["0@0+10|3+10|1/1\n", "4-10|2/1\n"])
-    assert write_lines(triad, "from the key") == (f"{header}61\n", ["0@4+10|7+10|1/1\n", "0+10|2/1\n"])
+    assert write_lines(triad, "from the key") == (f"{header}64\n", ["0@1+10|4+10|1/1\n", "3-10|2/1\n"])
+    assert write_lines(triad, "tonic") == (f"{header}61\n", ["0@4+10|3+10|1/1\n", "0+10|2/1\n"])
     ends = re.findall(r"[+-]0\|", body("note-offs"))
     assert len(ends) == 6 and ":" not in body("note-offs")
     assert body("note-offs").endswith("12+0|d@36=0|1/24\n") or body("note-offs").count("36=0|") == 2
@@ -76,6 +77,20 @@ def test_moved_pieces_and_copies_are_the_same_music() -> None:
     piece = compare.Piece("p", "f", chords())
     keys = {int(score.tracks[0].pitch[0]) - 60 for score in copies(piece, 12)}
     assert len(keys) == 12 and 0 in keys and max(keys) - min(keys) <= 12
+
+
+def test_a_training_piece_in_twelve_keys_is_twelve_texts_of_the_same_merges() -> None:
+    sides = {name: [("a", normalise(chords(), "song"))] for name in ("train", "val", "moved")}
+    once, tokenizer = pack_text(Way("one", keys=1), sides)
+    arrays, same = pack_text(Way("twelve", keys=12), sides)
+    assert tokenizer.to_str() == same.to_str() and len(arrays["val_docs"]) == 1
+    ends = np.append(arrays["train_docs"][:, 0], len(arrays["train_tokens"]))[1:]
+    bodies = {
+        same.decode(arrays["train_tokens"][first:end].tolist())
+        for (_, first), end in zip(arrays["train_docs"].tolist(), ends.tolist(), strict=True)
+    }
+    assert len(bodies) == 12
+    assert tokenizer.decode(once["train_tokens"][once["train_docs"][0, 1] :].tolist()) in bodies
 
 
 def test_positions_count_the_steps_and_the_place_in_the_line() -> None:

@@ -1,6 +1,7 @@
 """A working folder in the song layout, or in another encoding: dataset, tokenizer, train.bin."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -11,21 +12,23 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
+from midigpt import train_data
 from midigpt.checkpoint import language_of
 from midigpt.dataset import Options, Summary, make_dataset
 from midigpt.documents import read_songs
 from midigpt.executors import Executor
-from midigpt.files import UserError
-from midigpt.header import LanguageError
-from midigpt.index import index_files, language, open_index, songs
-from midigpt.language import TRACKS, Language, decode, encode
+from midigpt.files import UserError, read_json
+from midigpt.header import LanguageError, split_header
+from midigpt.index import index_files, language, open_index, songs, totals
+from midigpt.language import TRACKS, Language, decode, encode, in_key
 from midigpt.midi import load_midi, write_midi
 from midigpt.score import Score
 from midigpt.tokenizer import START_ID, learn_tokenizer, load_tokenizer, token_texts
-from midigpt.train_data import load_side, make_train_bin
+from midigpt.train_data import Side, load_side, make_train_bin
 from tests.conftest import PROJECT, SPLIT, documents, melody, ok, refusal, run_script, tables
 
 SONG = Language("interval", "song")
+HELD_OUT = ("--val-fraction", str(SPLIT.val_fraction), "--seed", str(SPLIT.seed))
 
 
 def band(seed: int) -> Score:
@@ -65,6 +68,91 @@ def convert(root: Path, **options: Any) -> Summary:
 
 def texts(root: Path) -> dict[str, list[str]]:
     return {song.name: texts for song, texts in read_songs(root, songs(root))}
+
+
+# --- in twelve keys --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def anchored(folder: Path) -> Path:
+    """A folder in the usual language, up to the tokenizer."""
+    convert(folder)
+    learn_tokenizer(folder, 300, SPLIT)
+    return folder
+
+
+def packed_texts(root: Path, name: str) -> tuple[Side, list[tuple[str, str]]]:
+    """A side, and of each document in it its header and lines."""
+    side, _ = load_side(root, name)
+    tokenizer = Tokenizer.from_file(str(root / "cache" / "tokenizer.json"))
+    places = zip(*side.docs.T.tolist(), side.ends.tolist(), strict=True)
+    decode = tokenizer.decode
+    return side, [
+        (decode(side.tokens[start + 1 : first].tolist()), decode(side.tokens[first:end].tolist()))
+        for start, first, end in places
+    ]
+
+
+def test_training_documents_are_in_twelve_keys_and_held_out_ones_in_their_own(anchored: Path) -> None:
+    train, val = make_train_bin(anchored, SPLIT)
+    assert (train.keys, val.keys) == (12, 1)
+    written = texts(anchored)
+    training = [split_header(written[song.name][0])[1] for song in songs(anchored) if not SPLIT.is_val(song)]
+    assert train.documents == len(training) and train.notes == sum(text.count("|") for text in training)
+    side, found = packed_texts(anchored, "train")
+    assert len(found) == 12 * len(training) and side.keys == 12
+    assert side.epoch_tokens == len(side.tokens) // 12
+    for number, text in enumerate(training):
+        its = found[12 * number : 12 * number + 12]
+        assert its[0][1] == text  # its own key comes first
+        assert {body for _, body in its} == {in_key(text, by, Language()).removeprefix("#\n") for by in range(-6, 6)}
+        assert not any("key=" in header for header, _ in its[1:])
+    headers = {header for header, _ in found}
+    assert len(headers) > 3 and any("key=" in header for header, _ in found[::12])
+    assert [body for _, body in packed_texts(anchored, "val")[1]] == [
+        split_header(written[song.name][0])[1] for song in songs(anchored) if SPLIT.is_val(song)
+    ]
+
+
+def test_fewer_keys_are_among_the_twelve(anchored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_train_bin(anchored, SPLIT)
+    twelve = packed_texts(anchored, "train")[1]
+    assert make_train_bin(anchored, SPLIT, keys=3)[0].keys == 3
+    three = packed_texts(anchored, "train")[1]
+    kept = [twelve[n : n + 3] for n in range(0, len(twelve), 12)]
+    assert three == [document for some in kept for document in some]
+    others = {body for some in kept for _, body in some[1:]}
+    assert len(others) == 2 * len(kept)
+    monkeypatch.setattr(train_data, "MOST_NOTES", 2 * totals(anchored, 10**9)[1])
+    assert make_train_bin(anchored, SPLIT)[0].keys == 2
+    monkeypatch.setattr(train_data, "MOST_NOTES", 1)
+    assert make_train_bin(anchored, SPLIT)[0].keys == 1
+    monkeypatch.setattr(train_data, "SONGS_AT_ONCE", 3)
+    assert make_train_bin(anchored, SPLIT, keys=3)[0].keys == 3
+    assert packed_texts(anchored, "train")[1] == three
+
+
+def test_keys_that_can_not_be(anchored: Path, packed: Path) -> None:
+    for keys in ("0", "13"):
+        said = refusal(run_script("scripts/train_bin.py", "--root", anchored, *HELD_OUT, "--keys", keys))
+        assert f"--keys {keys} is not in 1..12" in said
+    with pytest.raises(UserError, match="in the encoding interval a piece is one text"):
+        make_train_bin(packed, SPLIT, keys=2)
+    assert load_side(packed, "train")[0].keys == 1
+
+
+def test_an_epoch_is_all_songs_once(anchored: Path) -> None:
+    out = ok(run_script("scripts/train_bin.py", "--root", anchored, *HELD_OUT, "--keys", "4"))
+    assert "songs, each in 4 keys, to " in out
+    side, _ = load_side(anchored, "train")
+    tiny = ("--model.n-layer", "1", "--model.n-embd", "16", "--model.block-size", "32", "--batch-size", "4")
+    out = ok(run_script("scripts/train.py", "--root", anchored, *tiny, "--epochs", "3", "--device", "cpu"))
+    steps = math.ceil(3 * len(side.tokens) / 4 / 128)
+    assert f"{len(side.tokens) // 4:,} tokens in each of 4 keys; {steps} steps" in out
+    run = read_json(anchored / "train" / "runs" / "default" / "latest" / "run.json")
+    assert run["epochs"] == pytest.approx(3, rel=0.05) and run["config"]["dropout"] == 0
+    card = (anchored / "train" / "runs" / "default" / "latest" / "README.md").read_text()
+    assert "in 4 keys" in card
 
 
 # --- dataset ---------------------------------------------------------------------------------------------

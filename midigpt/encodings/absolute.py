@@ -8,9 +8,10 @@ It is the yardstick for intervals: all that differs is how a pitch is written. N
 interval.py.
 """
 
+import re
 from dataclasses import replace
 
-from midigpt.encodings import Row, Sheet, first_pitches, interval
+from midigpt.encodings import Row, Sheet, first_pitches, interval, is_drum_mark
 from midigpt.encodings._lines import read_lines
 from midigpt.header import Header, LanguageError, shown
 
@@ -25,6 +26,30 @@ line_steps = interval.line_steps
 def write(sheet: Sheet) -> list[str]:
     """The lines of each document: as if all its notes were drums."""
     return interval.write(replace(sheet, is_drum=sheet.is_drum | True))
+
+
+_MARK_OR_PITCH = re.compile(r"([d\d.]+)@|(\d+)=")
+
+
+def moved(body: str, keys: int) -> str:
+    """The lines of the same music, but drums, so many keys higher.
+
+    Where that leaves the keyboard it is an octave nearer, and if that does too, the lines are as they were.
+    """
+    pitches, is_drum = [], False
+    for match in _MARK_OR_PITCH.finditer(body):
+        if match[1]:
+            is_drum = is_drum_mark(match[1])
+        elif not is_drum:
+            pitches.append(match)
+    there = {int(match[2]) for match in pitches}
+    ways = (keys, keys - 12 if keys > 0 else keys + 12, 0)
+    keys = next(way for way in ways if not way or all(0 <= pitch + way < 128 for pitch in there))
+    pieces, at = [], 0
+    for match in pitches:
+        pieces += [body[at : match.start()], f"{int(match[2]) + keys}="]
+        at = match.end()
+    return "".join([*pieces, body[at:]])
 
 
 def read(body: str, header: Header, first: int, is_song: bool) -> tuple[list[Row], int]:
