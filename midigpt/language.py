@@ -18,7 +18,16 @@ import numpy as np
 from midigpt import header as headers
 from midigpt.encodings import MARK_ALPHABET, Row, Sheet, part_order
 from midigpt.files import UserError
-from midigpt.header import Header, LanguageError, keep_fields, nearest_tempo, read_header, shown, split_header
+from midigpt.header import (
+    DEFAULT_KEY,
+    Header,
+    LanguageError,
+    keep_fields,
+    nearest_tempo,
+    read_header,
+    shown,
+    split_header,
+)
 from midigpt.normal import (
     GRID,
     MAX_RESOLUTION,
@@ -162,15 +171,18 @@ def encode_batch(
 
 
 def in_key(text: str, keys: int, language: Language) -> str:
-    """Another text for the music of a document, for training: as if in a key that is so many keys higher.
+    """Another document of the same music, for training, in which pitches are numbers so many keys higher.
 
-    Absolute pitch is moved; what is anchored is counted from another anchor. The header names no key. Drums and 0 keys
-    leave a document as it is.
+    In absolute pitch it is moved; what is anchored is counted from another anchor. Drums and 0 keys leave a document as
+    it is.
     """
     header, body = split_header(text)
-    if not keys or read_header(header).is_drum:
+    its = read_header(header)
+    if not keys or its.is_drum:
         return text
-    return keep_fields(header, lambda name: name != "key") + language.module.moved(body, keys)
+    body, key = language.module.moved(body, DEFAULT_KEY if its.key is None else its.key, keys)
+    header = keep_fields(header, lambda name: name != "key")
+    return (f"{header[:-1]} key={key}\n" if its.key is not None and 0 <= key < 128 else header) + body
 
 
 def _track_sheet(notes: Notes, tracks: Sequence[Track], end: int | None) -> Sheet:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midigpt.header import keep_fields, read_header, split_header
+from midigpt.header import read_header, split_header
 from midigpt.language import Language, decode, encode, in_key
 from midigpt.score import Score, track_from_notes
+from tests.conftest import PROJECT
 from tests.test_language import draw_moved, scores, with_room
 
 LANGUAGES = [Language("anchored", layout) for layout in ("track", "song")]
@@ -65,12 +66,10 @@ def test_from_another_anchor_the_notes_are_the_same(language: Language, score: S
         if key is None or not by:
             assert other == document.text
             continue
-        header, body = split_header(other)
-        assert header == keep_fields(document.header, lambda name: name != "key")
-        assert body != document.body
+        assert split_header(other)[1] != document.body
+        assert read_header(other) == replace(read_header(document.text), key=key - by if key >= by else None)
         if 0 <= key - by < 128:
-            named = header.replace("\n", f" key={key - by}\n")
-            assert decode([named + body], language) == decode([document.text], language)
+            assert decode([other], language) == decode([document.text], language)
 
 
 @pytest.mark.parametrize("layout", ["track", "song"])
@@ -84,7 +83,7 @@ def test_in_absolute_pitch_the_piece_is_moved(layout: str, score: Score, by: int
         score, tracks=tuple(t if t.is_drum else replace(t, pitch=t.pitch + by) for t in score.tracks)
     )
     for document, expected in zip(encode(score, None, language), encode(moved, None, language), strict=True):
-        assert split_header(in_key(document.text, by, language))[1] == expected.body
+        assert in_key(document.text, by, language) == expected.text
 
 
 def test_what_would_leave_the_keyboard_goes_the_other_way() -> None:
@@ -96,3 +95,12 @@ def test_what_would_leave_the_keyboard_goes_the_other_way() -> None:
     assert pitches(0, 60) == [[5, 65], [6, 66]]
     assert pitches(67, 127) == [[60, 120], [61, 121]]
     assert pitches(0, 127) == [[0, 127], [0, 127]]
+
+
+def test_the_example_of_the_specification() -> None:
+    specification = (PROJECT / "docs" / "language.md").read_text()
+    worked, other = (
+        re.findall(rf"{before}\n\n```midi-text\n(.*?)```", specification, re.S)[0]
+        for before in ("As text:", "the worked example is")
+    )
+    assert in_key(worked, -2, SONG) == other and decode([other], SONG) == decode([worked], SONG)

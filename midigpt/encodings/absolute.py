@@ -31,8 +31,8 @@ def write(sheet: Sheet) -> list[str]:
 _MARK_OR_PITCH = re.compile(r"([d\d.]+)@|(\d+)=")
 
 
-def moved(body: str, keys: int) -> str:
-    """The lines of the same music, but drums, so many keys higher.
+def moved(body: str, key: int, keys: int) -> tuple[str, int]:
+    """The lines of the same music, but drums, so many keys higher, and its first note, which was `key`.
 
     Where that leaves the keyboard it is an octave nearer, and if that does too, the lines are as they were.
     """
@@ -49,7 +49,7 @@ def moved(body: str, keys: int) -> str:
     for match in pitches:
         pieces += [body[at : match.start()], f"{int(match[2]) + keys}="]
         at = match.end()
-    return "".join([*pieces, body[at:]])
+    return "".join([*pieces, body[at:]]), key + keys
 
 
 def read(body: str, header: Header, first: int, is_song: bool) -> tuple[list[Row], int]:

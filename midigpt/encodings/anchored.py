@@ -44,11 +44,11 @@ def find_keys(sheet: Sheet) -> IntArray:
     return np.where(notes > 0, total // np.maximum(notes, 1), -1)
 
 
-def moved(body: str, keys: int) -> str:
-    """The lines of the same notes, counted from an anchor that is so many keys lower."""
+def moved(body: str, key: int, keys: int) -> tuple[str, int]:
+    """The lines of the same notes counted from an anchor that is so many keys lower, and that anchor."""
 
     def add(match: re.Match[str]) -> str:
         number = int(match[2] if match[3] == "+" else f"-{match[2]}") + keys
         return f"{match[1]}{abs(number)}{'+' if number >= 0 else '-'}"
 
-    return _FROM_ANCHOR.sub(add, body)
+    return _FROM_ANCHOR.sub(add, body), key - keys
