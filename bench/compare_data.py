@@ -40,7 +40,7 @@ class Way:
     name: str
     encoding: str = "anchored"  # a module of midigpt/encodings, or MidiTok's remi or tsd
     layout: str = "song"
-    vocab_size: int = 2048  # 0: no merges
+    vocab_size: int = 1024  # 0: no merges
     keys: int = 1  # in which each training piece is written
     switch: str = ""  # see SWITCHES, and compare_text.py
     positions: str = "time"  # or "index"
