@@ -42,7 +42,7 @@ class Config:
     """A checkpoint folder to begin from, its tokenizer included."""
     model: Shape = field(default_factory=Shape)
     """The model's shape."""
-    # How long: the shortest of what is given; without any, 20 epochs or 30 minutes.
+    # How long: the shortest of what is given; without any, 60 epochs or 30 minutes.
     max_steps: int | None = None
     """Optimizer steps of the whole run."""
     epochs: float | None = None

@@ -15,7 +15,7 @@ from midigpt.plan import choose_preset
 from midigpt.settings import Config, validate
 from midigpt.tokenizer import file_sha256, tokenizer_path
 
-EPOCHS, MINUTES = 20.0, 30.0  # where no length is given
+EPOCHS, MINUTES = 60.0, 30.0  # where no length is given
 LENGTHS = {"max_steps", "epochs", "minutes"}
 
 
@@ -76,7 +76,7 @@ def check_same(config: Config, run_folder: Path, then: dict[str, Any], meta: dic
         return
     parts = {  # what must stay as it was, in the words of a refusal
         "another tokenizer": lambda run: run["data"]["tokenizer"],
-        "other songs": lambda run: [run["data"]["train"], run["data"]["val"]],
+        "other songs or keys": lambda run: [run["data"]["train"], run["data"]["val"]],
         f"another shape ({as_words(then['config']['model'])})": lambda run: run["config"]["model"],
         f"another batch size than {config.batch_size}": lambda run: run["config"]["batch_size"],
         f"another seed than {config.seed}": lambda run: run["config"]["seed"],
