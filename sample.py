@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from midigpt.files import UserError, counted, parse_arguments, write_bytes
-from midigpt.keys import NOTE, read_note, read_scale, to_scale
+from midigpt.keys import NOTE, find_scale, read_note, read_scale, to_scale
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -137,9 +137,9 @@ def check(args: Args) -> None:
     if set(programs(args)) == {"d"} and (args.key or args.keys):
         raise UserError(f"--program {args.program} is drums, which have no --key and no --keys")
     wishes(args)
-    if (keys := key_range(args)) and args.key and len(keys) < 24:
+    if (keys := key_range(args)) and args.key is not None and len(keys) < 24:
         raise UserError(f"--keys {args.keys} must hold two octaves for a --key: takes are moved to it")
-    if args.key:
+    if args.key is not None:
         read_scale(args.key, "--key")
     drawing(args)
 
@@ -207,7 +207,7 @@ def begin(args: Args, model: "GPT", tokenizer: "Tokenizer", language: "Language"
             raise UserError(f"--program {args.program}: what this model writes has one part, so name one program")
         wished, named = {"program": named[0], **wished}, []
     keys = key_range(args) or PIANO
-    if args.key:  # half an octave of room for moving
+    if args.key is not None:  # half an octave of room for moving
         keys = range(keys[0] + 6, keys[-1] - 5)
     before = [named[:place].count(name) for place, name in enumerate(named)]
     marks = [f"{name}.{n + 1}" if n else name for name, n in zip(named, before, strict=True)] or MARKS
@@ -218,7 +218,9 @@ def begin(args: Args, model: "GPT", tokenizer: "Tokenizer", language: "Language"
         print(f"sample: {counted(lost, 'take')} can't be read, and so left out")
     for text in texts:
         score = ending_at(decode([text], language), length.in_steps(read_header(text)))
-        if args.key:
+        if args.key is not None:
+            if find_scale(score) is None:
+                print(f"sample: a take is drums alone, of which --key {args.key} says nothing")
             score = to_scale(score, read_scale(args.key, "--key"))
         yield partial(write_midi, score)
 

@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 from compare_data import (
+    PEERS,
     SWITCHES,
     Piece,
     Way,
@@ -34,7 +35,6 @@ from compare_data import (
     drawn,
     index_corpus,
     load_pieces,
-    moved,
     pack_peer,
     pack_text,
 )
@@ -43,8 +43,8 @@ from compare_text import SWITCHES as TEXT_SWITCHES
 from midigpt import workers
 from midigpt.files import UserError, parse_arguments, read_json, replacing, write_json, write_text
 from midigpt.normal import normalise
-from midigpt.score import Score
-from midigpt.train_data import KEYS
+from midigpt.score import Score, moved
+from midigpt.train_data import MOVES
 
 Study = Literal["encodings", "switches", "vocabulary", "positions", "notes", "curves", "blocks", "header"]
 CURVE = (10, 30, 100, 300)  # training pieces
@@ -104,6 +104,8 @@ class Run:
 ANCHORED = Way("anchored intervals, 12 keys", keys=12)
 ONE_KEY = replace(ANCHORED, name="anchored intervals", keys=1)
 ABSOLUTE = Way("absolute", "absolute")
+PEER_VOCABULARY = 2048  # MidiTok has 1,086 tokens before it merges any
+REMI = Way("MidiTok REMI without merges", "remi", vocab_size=0, positions="index")
 ENCODINGS = [
     ANCHORED,
     replace(ANCHORED, name="anchored intervals, 12 keys, tracks", layout="track"),
@@ -117,9 +119,9 @@ ENCODINGS = [
     Way("characters (D)", "characters"),
     Way("messages (E)", "messages"),
     Way("events (C)", "events"),
-    Way("MidiTok REMI", "remi", positions="index"),
-    Way("MidiTok REMI, 12 keys", "remi", positions="index", keys=12),
-    Way("MidiTok TSD", "tsd", positions="index"),
+    *(Way(f"MidiTok {peer.upper()}", peer, vocab_size=PEER_VOCABULARY, positions="index") for peer in PEERS),
+    REMI,
+    replace(REMI, name="MidiTok REMI without merges, 12 keys", keys=12),
 ]
 POSITIONS = [
     replace(way, name=f"{way.name}, by {kind}", positions=kind)
@@ -131,8 +133,7 @@ SIZES = [
     replace(ANCHORED, name=f"vocabulary {size or 'without merges'}", vocab_size=size)
     for size in (0, 512, 1024, 2048, 4096, 16384)
 ]
-MAIN = ("anchored intervals, 12 keys", "anchored intervals", "absolute", "absolute, 12 keys", "MidiTok REMI")
-MAIN += ("MidiTok REMI, 12 keys",)
+MAIN = ("anchored intervals, 12 keys", "anchored intervals", "absolute", "absolute, 12 keys", REMI.name)
 WAYS: dict[str, list[Way]] = {
     "encodings": ENCODINGS,
     "switches": [ONE_KEY, *(replace(ONE_KEY, name=name, switch=name) for name in (*TEXT_SWITCHES, *SWITCHES))],
@@ -186,7 +187,7 @@ def prepare(args: Args, run: Run) -> Path:
             for _, score in normal_pieces(run.way, [replace(piece, score=copy)])
         ],
         "val": named,
-        "moved": [(name, moved(score, drawn([key for key in KEYS if key], "moved", name))) for name, score in named],
+        "moved": [(name, moved(score, drawn([by for by in MOVES if by], "moved", name))) for name, score in named],
     }
     arrays, tokenizer = (pack_peer if run.way.is_peer else pack_text)(run.way, sides)
     notes = {f"{side}_notes": np.array(sum(score.notes for _, score in pieces)) for side, pieces in sides.items()}

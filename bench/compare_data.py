@@ -24,9 +24,9 @@ from midigpt.language import Language, encode, in_key
 from midigpt.normal import GRID
 from midigpt.positions import POSITIONS_A_STEP
 from midigpt.rescue import rescue
-from midigpt.score import NO_PEDAL, Score, Track
+from midigpt.score import NO_PEDAL, Score, Track, moved
 from midigpt.tokenizer import START, LineEncoder, base_alphabet, new_tokenizer
-from midigpt.train_data import DROP_FIELD, document_keys, drop_fields
+from midigpt.train_data import DROP_FIELD, document_moves, drop_fields
 
 SPLIT = Split(val_fraction=0.1, seed=0)
 LEARN_NOTES = 1_000_000  # BPE learns from so many notes at most
@@ -95,15 +95,6 @@ def load_pieces(work: Path, most_train: int, most_val: int) -> tuple[list[Piece]
     return sides
 
 
-def moved(score: Score, keys: int) -> Score:
-    """All but drums moved by so many keys; the other way, or not at all, where that leaves the keyboard."""
-    pitches = np.concatenate([t.pitch for t in score.tracks if not t.is_drum and len(t)] or [np.array([60])])
-    for by in (keys, -keys, 0):
-        if pitches.min() + by >= 0 and pitches.max() + by < 128:
-            break
-    return replace(score, tracks=tuple(t if t.is_drum else replace(t, pitch=t.pitch + by) for t in score.tracks))
-
-
 def drawn(choices: Sequence[int], *names: object) -> int:
     """One of the choices, by a hash of the names."""
     return choices[int.from_bytes(hashlib.sha256(repr(names).encode()).digest()[:4], "big") % len(choices)]
@@ -111,7 +102,7 @@ def drawn(choices: Sequence[int], *names: object) -> int:
 
 def copies(piece: Piece, keys: int) -> list[Score]:
     """The piece in so many keys: its own, and others up to a tritone away."""
-    return [moved(piece.score, key) if key else piece.score for key in document_keys(piece.name, keys)]
+    return [moved(piece.score, by) for by in document_moves(piece.name, keys)]
 
 
 # --- switches that change the notes ----------------------------------------------------------------------
@@ -209,9 +200,9 @@ def _in_keys(
     way: Way, language: Language, name: str, header: str, lines: list[str]
 ) -> Iterator[tuple[str, str, list[str]]]:
     """A training document in as many keys as the way has."""
-    for key in document_keys(name, way.keys):
-        header_there, *lines_there = in_key(header + "".join(lines), key, language).splitlines(keepends=True)
-        yield f"{name} {key}" if key else name, header_there, lines_there
+    for by in document_moves(name, way.keys):
+        header_there, *lines_there = in_key(header + "".join(lines), by, language).splitlines(keepends=True)
+        yield f"{name} {by}" if by else name, header_there, lines_there
 
 
 def _to_learn(documents: list[tuple[str, str, list[str]]], language: Language) -> Iterator[str]:
@@ -265,11 +256,12 @@ def pack_peer(way: Way, sides: dict[str, list[tuple[str, Score]]]) -> tuple[dict
         return out
 
     written = {side: [(name, read(score)) for name, score in pieces] for side, pieces in sides.items()}
-    with TemporaryDirectory() as folder:  # what it learns from has to be files
-        files = [Path(folder) / f"{number}.mid" for number in range(len(written["train"]))]
-        for file, (_, score) in zip(files, written["train"], strict=True):
-            score.dump_midi(file)
-        tokenizer.train(way.vocab_size, files_paths=files)
+    if way.vocab_size:
+        with TemporaryDirectory() as folder:  # what it learns from has to be files
+            files = [Path(folder) / f"{number}.mid" for number in range(len(written["train"]))]
+            for file, (_, score) in zip(files, written["train"], strict=True):
+                score.dump_midi(file)
+            tokenizer.train(way.vocab_size, files_paths=files)
     start = tokenizer["BOS_None"]
     arrays: dict[str, np.ndarray] = {}
     for side, pieces in written.items():

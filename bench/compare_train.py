@@ -92,8 +92,8 @@ def side(arrays: Any, name: str, way: Way) -> Side:
 def train_model(config: ModelConfig, train: Side, steps: int, seed: int, device: str) -> GPT:
     """The averaged weights after so many steps, by the settings and rules of a run of scripts/train.py."""
     settings = Config()
-    epochs = steps * BATCH_TOKENS / len(train.tokens)
-    dropout, weight_decay = regularisation(epochs, steps, settings.learning_rate)
+    repeats = steps * BATCH_TOKENS / len(train.tokens)
+    dropout, weight_decay = regularisation(repeats, steps, settings.learning_rate)
     torch.manual_seed(seed)
     model = build_model(config, dropout).to(device)
     average = copy.deepcopy(model).requires_grad_(False).eval()

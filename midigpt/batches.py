@@ -14,12 +14,13 @@ GPU_SHARE = 0.25  # of the free memory of a GPU, which the tokens may take
 class Batches:
     """Batches of windows that together read each epoch's documents end to end.
 
-    Each epoch puts the documents into a new order; the epochs follow one another in one endless stream, cut into
-    windows without gap. So a window starts at a document's start or goes on with a document, every token is a
-    target exactly once an epoch, and nothing is thrown away. The rows of a batch are far apart in the stream: songs are
-    long, and a batch of one song alone would teach that song. So each row reads a part of its own, from step to step,
-    of as much of the stream as goes into the whole steps of an epoch. A batch depends on nothing but the tokens, where
-    documents start, the seed and the step: with four processes, each takes its rows of the same batch.
+    Each epoch puts the documents into a new order, each in another of its keys than before; the epochs follow one
+    another in one endless stream, cut into windows without gap. So a window starts at a document's start or goes on
+    with a document, every token is a target exactly once in as many epochs as there are keys, and nothing is thrown
+    away. The rows of a batch are far apart in the stream: songs are long, and a batch of one song alone would teach
+    that song. So each row reads a part of its own, from step to step, of as much of the stream as goes into the whole
+    steps of an epoch. A batch depends on nothing but the tokens, where documents start, the seed and the step: with
+    four processes, each takes its rows of the same batch.
     Positions are those of musical time, or tokens' numbers in their window.
     """
 
@@ -44,8 +45,9 @@ class Batches:
             self._home = device if size < GPU_SHARE * torch.cuda.mem_get_info(device)[0] else "cpu"
         self._tokens, *self._positions = (tensor.to(self._home) for tensor in data)
         self._starts, self._lengths = side.docs[:, 0], side.ends - side.docs[:, 0]
-        self._steps = max(len(side.tokens) // (batch_size * block_size), 1)  # in which each row reads on
-        self._orders: dict[int, tuple[Tensor, Tensor]] = {}  # of the epochs at hand
+        self._keys = side.keys
+        self._steps = max(side.epoch_tokens // (batch_size * block_size), 1)  # in which each row reads on
+        self._orders: dict[int, tuple[Tensor, Tensor]] = {}  # of the rounds at hand
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs, targets and the inputs' positions of a step on the device, each int64 (batch_size, block_size)."""
@@ -74,20 +76,27 @@ class Batches:
         begin = (turn * self.batch_size * self._steps + place) * self.block_size
         end = begin + (self.batch_size - 1) * self._steps * self.block_size + self.block_size
         at = torch.empty_like(stream)
-        for epoch in range(begin // length, end // length + 1):
-            begins, moves = self._order(epoch)
-            within = stream - epoch * length
+        for number in range(begin // length, end // length + 1):
+            begins, moves = self._order(number)
+            within = stream - number * length
             document = torch.searchsorted(begins, within, right=True) - 1
             at = torch.where((within >= 0) & (within < length), within + moves[document.clamp(min=0)], at)
         return at
 
-    def _order(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Where each of the epoch's documents, in their order, begins in it, and how far away it lies, (D,)."""
-        if epoch not in self._orders:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self._starts))
+    def _order(self, number: int) -> tuple[Tensor, Tensor]:
+        """Where each document of a round, in their order, begins in it, and how far away it lies, (D,).
+
+        A round is as many epochs as there are keys, and has every document in every key.
+        """
+        if number not in self._orders:
+            random = np.random.default_rng([self.seed, number])
+            music = len(self._starts) // self._keys
+            epochs = np.stack([random.permutation(music) for _ in range(self._keys)])  # (keys, D / keys)
+            key = (random.integers(self._keys, size=music)[epochs] + np.arange(self._keys)[:, None]) % self._keys
+            order = (epochs * self._keys + key).ravel()
             begins: IntArray = np.cumsum(self._lengths[order]) - self._lengths[order]
             begin, move = torch.from_numpy(begins), torch.from_numpy(self._starts[order] - begins)
-            kept = sorted(self._orders)[-1:]  # a step reads from two epochs at most, but in the smallest folders
+            kept = sorted(self._orders)[-1:]  # a step reads from two rounds at most, but in the smallest folders
             self._orders = {old: self._orders[old] for old in kept}
-            self._orders[epoch] = begin.to(self._home), move.to(self._home)
-        return self._orders[epoch]
+            self._orders[number] = begin.to(self._home), move.to(self._home)
+        return self._orders[number]

@@ -1,16 +1,14 @@
 """Names of keys and notes, and the scale that music is in."""
 
 import re
-from dataclasses import replace
 
 import numpy as np
 
 from midigpt.files import UserError
-from midigpt.score import Score
+from midigpt.score import OCTAVE, Score, moved
 
 NOTE = r"[A-Ga-g][#b]?-?\d|\d+"
 RELATIVE = 3  # keys from a minor tonic up to that of the major scale with the same notes
-OCTAVE = 12
 
 # How well each key of the octave fits a major and a minor key, upwards from the tonic: twice the weights of Temperley,
 # What's key for key? The Krumhansl-Schmuckler key-finding algorithm reconsidered (Music Perception 17, 1999).
@@ -63,12 +61,8 @@ def find_scale(score: Score) -> int | None:
 
 
 def to_scale(score: Score, scale: int) -> Score:
-    """The score moved into that scale, but for drums, by as little as can be; as it is where it has no room."""
+    """The score moved so that the scale found in it is that one, but for drums; as it is where it has no room."""
     found = find_scale(score)
     if found is None:
         return score
-    by = (scale - found + OCTAVE // 2) % OCTAVE - OCTAVE // 2
-    pitch = np.concatenate([track.pitch for track in score.tracks if not track.is_drum])
-    ways = (by, by - OCTAVE if by > 0 else by + OCTAVE)
-    by = next((way for way in ways if pitch.min() + way >= 0 and pitch.max() + way < 128), 0)
-    return replace(score, tracks=tuple(t if t.is_drum else replace(t, pitch=t.pitch + by) for t in score.tracks))
+    return moved(score, (scale - found + OCTAVE // 2) % OCTAVE - OCTAVE // 2)

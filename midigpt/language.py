@@ -170,17 +170,17 @@ def encode_batch(
     return documents
 
 
-def in_key(text: str, keys: int, language: Language) -> str:
-    """Another document of the same music, for training, in which pitches are numbers so many keys higher.
+def in_key(text: str, by: int, language: Language) -> str:
+    """A document in normal form in another key, for training: numbers that say a pitch by themselves are higher `by`.
 
-    In absolute pitch it is moved; what is anchored is counted from another anchor. Drums and 0 keys leave a document as
-    it is.
+    In absolute pitch it is other music; what is anchored is the same, counted from a lower anchor, which the header
+    names unless it is no MIDI note. Drums stay as they are, and so does all with 0.
     """
     header, body = split_header(text)
     its = read_header(header)
-    if not keys or its.is_drum:
+    if not by or its.is_drum:
         return text
-    body, key = language.module.moved(body, DEFAULT_KEY if its.key is None else its.key, keys)
+    body, key = language.module.moved(body, DEFAULT_KEY if its.key is None else its.key, by)
     header = keep_fields(header, lambda name: name != "key")
     return (f"{header[:-1]} key={key}\n" if its.key is not None and 0 <= key < 128 else header) + body
 

@@ -64,7 +64,8 @@ def _data(data: dict[str, Any]) -> str:
         for name, side in (("training", data["train"]), ("held out", data["val"]))
     )
     keys = data["train"].get("keys", 1)
-    in_keys = f"\nThe tokens are of each training document in {keys} keys.\n" if keys > 1 else ""
+    in_keys = f"\nThe tokens are of each training document in {keys} keys; it went through one of them at a time.\n"
+    in_keys = in_keys if keys > 1 else ""
     return f"""\
 ## Data
 
@@ -84,7 +85,7 @@ def _training(run: dict[str, Any]) -> str:
     if run.get("tokens_seen") is not None:
         facts.append(f"{run['tokens_seen']:,} tokens")
     if run.get("epochs") is not None:
-        facts.append(f"{run['epochs']:.2f} times through the training side")
+        facts.append(f"{run['epochs']:.2f} times through the music")
     weights = {
         "raw": "The weights are those of the last of these steps.",
         "average": "The weights are averages over the last steps of training.",

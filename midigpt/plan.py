@@ -27,9 +27,9 @@ def choose_preset(tokens: int, device: str) -> tuple[str, str]:
 
 
 def regularisation(
-    epochs: float, max_steps: int, learning_rate: float, has_learned: bool = False
+    repeats: float, max_steps: int, learning_rate: float, has_learned: bool = False
 ) -> tuple[float, float]:
-    """Dropout and weight decay for a run of so many steps that sees every token so many times (dev/LOG.md).
+    """Dropout and weight decay for a run of so many steps that repeats every text so many times (dev/LOG.md).
 
     Weights forget over 1 / (learning rate * decay) steps: where the same music comes again and again, over
     FORGETTING of the run (Wang and Aitchison 2024, arXiv 2405.13698); else so slowly that it hardly matters. A model
@@ -37,9 +37,9 @@ def regularisation(
     """
     if has_learned:
         return 0.1, 0.1
-    if epochs <= 4:
+    if repeats <= 4:
         return 0.0, 0.1
-    return (0.1, 0.1) if epochs <= 12 else (0.3, max(1 / (FORGETTING * max_steps * learning_rate), 0.1))
+    return (0.1, 0.1) if repeats <= 12 else (0.3, max(1 / (FORGETTING * max_steps * learning_rate), 0.1))
 
 
 def learning_rate_factor(step: int, max_steps: int, warmup_steps: int, decay: float) -> float:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 
 
+OCTAVE = 12  # keys
 NO_PEDAL: IntArray = np.empty((0, 2), np.int64)
 
 
@@ -83,6 +84,21 @@ class Score:
     def end(self) -> int:
         """The tick at which the last note of any track ends."""
         return max((track.end for track in self.tracks), default=0)
+
+
+def with_room(by: int, lowest: int, highest: int) -> int:
+    """A move of so many keys, or an octave nearer, or none: the first for which there is room on the keyboard."""
+    ways = (by, by - OCTAVE if by > 0 else by + OCTAVE)
+    return next((way for way in ways if lowest + way >= 0 and highest + way < 128), 0)
+
+
+def moved(score: Score, by: int) -> Score:
+    """The score moved by so many keys, but for drums; where it has no room, see with_room."""
+    pitches = [track.pitch for track in score.tracks if len(track) and not track.is_drum]
+    if not pitches:
+        return score
+    by = with_room(by, min(int(p.min()) for p in pitches), max(int(p.max()) for p in pitches))
+    return replace(score, tracks=tuple(t if t.is_drum else replace(t, pitch=t.pitch + by) for t in score.tracks))
 
 
 def track_from_notes(

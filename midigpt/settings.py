@@ -46,7 +46,7 @@ class Config:
     max_steps: int | None = None
     """Optimizer steps of the whole run."""
     epochs: float | None = None
-    """How often every token is learned from."""
+    """How often all the music is learned from, each time in one of its keys."""
     minutes: float | None = None
     """Time the whole run may take; the schedule ends inside it."""
     # Learning
@@ -63,9 +63,9 @@ class Config:
     decay: float = 0.5
     """Share of the run, at its end, in which they fall in a line to zero."""
     weight_decay: float | None = None
-    """Of matrices; without it, by the number of epochs."""
+    """Of matrices; without it, by how often the same text comes again."""
     dropout: float | None = None
-    """Share of activations dropped in training; without it, by the number of epochs."""
+    """Share of activations dropped in training; without it, by how often the same text comes again."""
     seed: int = 0
     """Of the first weights, the order of documents and dropout."""
     # What is seen of it

@@ -76,7 +76,8 @@ def check_same(config: Config, run_folder: Path, then: dict[str, Any], meta: dic
         return
     parts = {  # what must stay as it was, in the words of a refusal
         "another tokenizer": lambda run: run["data"]["tokenizer"],
-        "other songs or keys": lambda run: [run["data"]["train"], run["data"]["val"]],
+        "other keys of the songs": lambda run: run["data"]["train"].get("keys", 1),
+        "other songs": lambda run: [{**run["data"][side], "keys": 1} for side in ("train", "val")],
         f"another shape ({as_words(then['config']['model'])})": lambda run: run["config"]["model"],
         f"another batch size than {config.batch_size}": lambda run: run["config"]["batch_size"],
         f"another seed than {config.seed}": lambda run: run["config"]["seed"],

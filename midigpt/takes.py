@@ -24,9 +24,8 @@ from midigpt.language import TRACKS, Language, decode, encode
 from midigpt.model import GPT
 from midigpt.normal import GRID, normalise, part_marks, song_order
 from midigpt.prompt import Prompt, after, before, describe_parts
-from midigpt.score import Score, Track
+from midigpt.score import OCTAVE, Score, Track
 
-OCTAVE = 12  # keys; a part goes on within its own range and so much beyond
 RECIPE = "midigpt recipe: "  # how the text event begins that holds one
 
 
@@ -104,7 +103,7 @@ def _window_start(prompt: Prompt, cut: int, bars: int, only: int | None) -> int:
 
 
 def _part(prompt: Prompt, cut: int, number: int, read: Track, keys: range | None) -> Part:
-    """A part of which the model reads these notes, in normal form."""
+    """A part of which the model reads these notes, in normal form. It goes on within its range and an octave beyond."""
     last = int(read.pitch[read.onset == read.onset[-1]].min())
     track = prompt.score.tracks[number]
     pitch = track.pitch[track.onset < cut]

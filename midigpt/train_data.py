@@ -10,6 +10,7 @@ midigpt/copies.py looks passages up.
 import hashlib
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -35,8 +36,8 @@ from midigpt.score import IntArray
 from midigpt.tokenizer import DTYPE, START, LineEncoder, Tokens, file_sha256, load_tokenizer, tokenizer_path
 
 SONGS_AT_ONCE = 64
-KEYS = tuple(range(-6, 6))  # in which a document can be written; its own is 0
-MOST_NOTES = 50_000_000  # in all keys together, which take half a gigabyte
+MOVES = tuple(range(-6, 6))  # from a document's own key to those in which it can be written
+MOST_NOTES = 50_000_000  # in all keys together, which take three quarters of a gigabyte
 DROP_FIELD = 0.25  # of the header's fields, so that a model can be asked with any subset of them
 
 
@@ -69,7 +70,7 @@ def make_train_bin(
     another split, and so from songs that would be held out, and for keys that can't be.
     """
     spoken = language(root)
-    keys = _keys(keys, spoken, totals(root, MOST_NOTES)[1])
+    keys = _keys(keys, spoken, totals(root, most_notes=sys.maxsize)[1])
     path = init_from / "tokenizer.json" if init_from else tokenizer_path(root)
     tokenizer = _tokenizer_of(init_from, spoken, root) if init_from else _tokenizer_learned_with(root, split)
     sha256 = file_sha256(path)
@@ -107,14 +108,14 @@ def make_train_bin(
 def _keys(wished: int | None, language: Language, notes: int) -> int:
     """In how many keys each training document is written, where all have so many notes.
 
-    In all of KEYS, up to MOST_NOTES: it keeps a model from learning a folder by heart (docs/encodings.md).
+    As many as there are MOVES, up to MOST_NOTES: it keeps a model from learning a folder by heart (docs/encodings.md).
     """
     if wished is None:
-        return max(min(len(KEYS), MOST_NOTES // max(notes, 1)), 1) if language.has_keys else 1
-    if not 1 <= wished <= len(KEYS):
-        raise UserError(f"--keys {wished} is not in 1..{len(KEYS)}")
+        return max(min(len(MOVES), MOST_NOTES // max(notes, 1)), 1) if language.has_keys else 1
+    if not 1 <= wished <= len(MOVES):
+        raise UserError(f"--keys {wished} is not in 1..{len(MOVES)}")
     if wished > 1 and not language.has_keys:
-        raise UserError(f"--keys {wished}: in the encoding {language.encoding} a piece is one text in all keys")
+        raise UserError(f"--keys {wished}: the encoding {language.encoding} can't write a document in other keys")
     return wished
 
 
@@ -231,10 +232,10 @@ def _pack(
         training += [] if side else [(song.name, texts)]
         for number, text in enumerate(texts, start=1):
             name = f"{song.name}_{number}"
-            for key in (0,) if side else document_keys(name, keys):
-                header, body = split_header(in_key(text, key, language))
+            for move in (0,) if side else document_moves(name, keys):
+                header, body = split_header(in_key(text, move, language))
                 begins[side].append(len(lines[side]))
-                header = drop_fields(header, f"{name} {key}" if key else name, is_val=side == 1)
+                header = drop_fields(header, f"{name} {move}" if move else name, is_val=side == 1)
                 lines[side].extend((START, header, *body.splitlines(keepends=True)))
             notes[side] += language.module.count_notes(split_header(text)[1])
     packed = []
@@ -305,10 +306,10 @@ def _writer(folder: Path, name: str, keys: int) -> Iterator[_Writer]:
         writer.finish()
 
 
-def document_keys(document: str, keys: int) -> list[int]:
-    """The KEYS in which a training document is written: its own, and others by a hash of its name."""
-    others = [key for key in KEYS if key]
-    others.sort(key=lambda key: hashlib.sha256(f"{document} {key}".encode()).digest())
+def document_moves(document: str, keys: int) -> list[int]:
+    """Which MOVES a training document is written with: none, and others by a hash of its name."""
+    others = [move for move in MOVES if move]
+    others.sort(key=lambda move: hashlib.sha256(f"{document} {move}".encode()).digest())
     return [0, *others[: keys - 1]]
 
 
@@ -388,7 +389,7 @@ def load_side(root: Path, name: str) -> tuple[Side, dict[str, Any]]:
     docs_path = folder / f"{name}.docs.npy"
     docs = np.load(docs_path) if docs_path.exists() else np.empty((0, 2), np.int64)
     found = len(tokens), len(where), len(docs), POSITIONS_A_STEP
-    keys = meta[name]["keys"]
+    keys = meta[name].get("keys", 1)  # what an older version wrote says nothing
     if found != (*[meta[name]["tokens"]] * 2, meta[name]["documents"] * keys, meta.get("positions_a_step")):
         raise UserError(
             f"{folder / name}.bin is not what meta.json beside it describes; run: {make(root, 'train-bin')}"
@@ -398,7 +399,5 @@ def load_side(root: Path, name: str) -> tuple[Side, dict[str, Any]]:
 
 def line_tokens(side: Side) -> Tokens:
     """The tokens that the measure counts: those of lines, without starts and headers, in each document's own key."""
-    mask = np.zeros(len(side.tokens) + 1, np.int64)
-    np.add.at(mask, side.docs[:: side.keys, 1], 1)
-    np.add.at(mask, side.ends[:: side.keys], -1)
-    return side.tokens[np.cumsum(mask[:-1]) > 0]
+    of_documents = zip(side.docs[:: side.keys, 1].tolist(), side.ends[:: side.keys].tolist(), strict=True)
+    return np.concatenate([side.tokens[:0], *(side.tokens[first:end] for first, end in of_documents)])

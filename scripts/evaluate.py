@@ -9,7 +9,7 @@ evaluation.json, and the takes as .mid. Examples:
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from midigpt.files import UserError, make, parse_arguments
 
@@ -112,7 +112,7 @@ def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[Score]]":
     takes = compose(model, tokenizer, language, drawing, length=Length(notes=notes), takes=args.takes)
     valid = [text for text in takes if is_valid(text, language)]
     groups, remarks = judge(args.root, valid, held_out, training, notes, args.seed, language)
-    if any(run["data"][name] != meta[name] for name in ("val_fraction", "seed", "train", "val")):
+    if _music(run["data"]) != _music(meta):
         remarks.append("the model was trained on other files, or another split: it may know the held-out songs")
     try:
         copies = find_copies(args.root, groups)
@@ -134,6 +134,12 @@ def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[Score]]":
         remarks=remarks,
     )
     return judgement, [decode([text], language) for text in valid]
+
+
+def _music(meta: dict[str, Any]) -> list[Any]:
+    """Which music was trained on and held out, by what meta.json says."""
+    sides = [meta[side][what] for side in ("train", "val") for what in ("songs", "documents", "notes")]
+    return [meta["val_fraction"], meta["seed"], *sides]
 
 
 def save_takes(takes: "list[Score]", folder: Path) -> None:

@@ -8,7 +8,7 @@ import compare
 import numpy as np
 import pytest
 from compare import Args
-from compare_data import SWITCHES, Way, copies, moved, pack_text
+from compare_data import SWITCHES, Way, copies, pack_text
 from compare_text import write_lines
 from hypothesis import given, settings
 
@@ -16,7 +16,7 @@ from midigpt.header import split_header
 from midigpt.language import Language, encode
 from midigpt.midi import write_midi
 from midigpt.normal import normalise
-from midigpt.score import Score, track_from_notes
+from midigpt.score import Score, moved, track_from_notes
 from tests.test_language import scores
 
 SONG = Language("anchored", "song")

@@ -17,9 +17,9 @@ A line is all that happens at one instant, and the time until the next line. A m
 
 and its docstring says what the normal form is and what is lost. Where pitches count from something fixed, it also has
 
-    moved(body, key, keys)
+    moved(body, key, by)
                         the lines in another key, or counted from another anchor: each number that says a pitch by
-                        itself is so many keys higher; and the header's key to it, `key` before
+                        itself is higher `by`; and the header's key to them, which was `key`
 
 In the song layout a document has several parts. Directly in front of a note stands the mark of its part, `33.2@`,
 where it is another part's than the note before, and in front of the document's first note: of the second part with

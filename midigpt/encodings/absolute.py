@@ -14,6 +14,7 @@ from dataclasses import replace
 from midigpt.encodings import Row, Sheet, first_pitches, interval, is_drum_mark
 from midigpt.encodings._lines import read_lines
 from midigpt.header import Header, LanguageError, shown
+from midigpt.score import with_room
 
 VERSION = 1
 ALPHABET = interval.ALPHABET.replace("+", "").replace("-", "")
@@ -31,25 +32,21 @@ def write(sheet: Sheet) -> list[str]:
 _MARK_OR_PITCH = re.compile(r"([d\d.]+)@|(\d+)=")
 
 
-def moved(body: str, key: int, keys: int) -> tuple[str, int]:
-    """The lines of the same music, but drums, so many keys higher, and its first note, which was `key`.
-
-    Where that leaves the keyboard it is an octave nearer, and if that does too, the lines are as they were.
-    """
+def moved(body: str, key: int, by: int) -> tuple[str, int]:
+    """The lines of the same music, but drums, higher `by` (see with_room), and its first note, which was `key`."""
     pitches, is_drum = [], False
     for match in _MARK_OR_PITCH.finditer(body):
         if match[1]:
             is_drum = is_drum_mark(match[1])
         elif not is_drum:
             pitches.append(match)
-    there = {int(match[2]) for match in pitches}
-    ways = (keys, keys - 12 if keys > 0 else keys + 12, 0)
-    keys = next(way for way in ways if not way or all(0 <= pitch + way < 128 for pitch in there))
+    there = [int(match[2]) for match in pitches]
+    by = with_room(by, min(there), max(there)) if there else 0
     pieces, at = [], 0
     for match in pitches:
-        pieces += [body[at : match.start()], f"{int(match[2]) + keys}="]
+        pieces += [body[at : match.start()], f"{int(match[2]) + by}="]
         at = match.end()
-    return "".join([*pieces, body[at:]]), key + keys
+    return "".join([*pieces, body[at:]]), key + by
 
 
 def read(body: str, header: Header, first: int, is_song: bool) -> tuple[list[Row], int]:

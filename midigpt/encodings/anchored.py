@@ -44,11 +44,12 @@ def find_keys(sheet: Sheet) -> IntArray:
     return np.where(notes > 0, total // np.maximum(notes, 1), -1)
 
 
-def moved(body: str, key: int, keys: int) -> tuple[str, int]:
-    """The lines of the same notes counted from an anchor that is so many keys lower, and that anchor."""
+def moved(body: str, key: int, by: int) -> tuple[str, int]:
+    """The lines, in normal form, of the same notes counted from an anchor that is lower than `key` by so many keys; and
+    that anchor."""
 
     def add(match: re.Match[str]) -> str:
-        number = int(match[2] if match[3] == "+" else f"-{match[2]}") + keys
+        number = int(match[2] if match[3] == "+" else f"-{match[2]}") + by
         return f"{match[1]}{abs(number)}{'+' if number >= 0 else '-'}"
 
-    return _FROM_ANCHOR.sub(add, body), key - keys
+    return _FROM_ANCHOR.sub(add, body), key - by
