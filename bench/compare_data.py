@@ -146,7 +146,7 @@ def write_documents(way: Way, score: Score) -> list[tuple[str, list[str]]]:
 
 @dataclass
 class Packed:
-    """One side in tokens, as midigpt.train_data.Side has it, and what the measure needs."""
+    """One side in tokens, as midigpt.sides.Side has it, and what the measure needs."""
 
     tokens: list[np.ndarray]
     docs: list[tuple[int, int]]

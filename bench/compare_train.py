@@ -24,8 +24,8 @@ from midigpt.model import GPT, ModelConfig, build_model, flops_per_token
 from midigpt.optimizer import groups, make_optimizers, update
 from midigpt.plan import averaging_weight, learning_rate_factor, regularisation
 from midigpt.settings import Config
+from midigpt.sides import Side
 from midigpt.tokenizer import START_ID, token_texts
-from midigpt.train_data import Side
 
 BATCH_TOKENS = 2048
 TAKE_TOKENS = 200

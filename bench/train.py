@@ -144,7 +144,7 @@ def gpu(args: Args) -> dict[str, Any] | None:
     from train_speed import compare_on_gpu
 
     from midigpt.devices import peak_flops
-    from midigpt.train_data import load_side
+    from midigpt.sides import load_side
 
     peak, source = peak_flops("cuda")
     vocab_size = load_side(args.root, "train")[1]["vocab_size"]

@@ -31,8 +31,8 @@ from midigpt.config import load_preset
 from midigpt.evaluate import Evaluation
 from midigpt.files import UserError, read_json, write_json
 from midigpt.model import build_model, model_config
+from midigpt.sides import load_side
 from midigpt.tokenizer import load_tokenizer
-from midigpt.train_data import load_side
 
 PROJECT = Path(__file__).resolve().parents[1]
 PARAMETERS_MAY_DIFFER = 0.01

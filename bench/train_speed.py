@@ -24,8 +24,8 @@ from midigpt.devices import autocast, fast_bf16, keep_freed_memory
 from midigpt.model import build_model, flops_per_token, model_config
 from midigpt.optimizer import make_optimizers, update
 from midigpt.positions import POSITIONS_DTYPE
+from midigpt.sides import Side, load_side
 from midigpt.tokenizer import DTYPE
-from midigpt.train_data import Side, load_side
 
 ModelType = Literal["qwen3", "gpt2"]
 Contestant = Literal["nanoGPT", "qwen3", "gpt2"]

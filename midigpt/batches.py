@@ -6,7 +6,7 @@ from torch import Tensor
 
 from midigpt.score import IntArray
 from midigpt.settings import Counted
-from midigpt.train_data import Side
+from midigpt.sides import Side
 
 GPU_SHARE = 0.25  # of the free memory of a GPU, which the tokens may take
 

@@ -17,8 +17,8 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from midigpt.kernels import IGNORED
+from midigpt.sides import Side, line_tokens
 from midigpt.tokenizer import token_texts
-from midigpt.train_data import Side, line_tokens
 
 LOGITS_AT_ONCE = 1 << 25  # numbers: 128 MB
 POSITIONS = 0, 16, 64, 256, 1024  # notes from the beginning of a piece at which a new figure begins

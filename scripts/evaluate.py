@@ -88,8 +88,8 @@ def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[Score]]":
     from midigpt.generate import Drawing, Length, compose
     from midigpt.judge import Judgement, find_copies, is_valid, judge, read_side, usual_notes
     from midigpt.language import decode, read_language
+    from midigpt.sides import load_side
     from midigpt.tokenizer import file_sha256
-    from midigpt.train_data import load_side
 
     device = find_device(args.device)
     model, tokenizer, run = load_checkpoint(folder, device)

@@ -66,8 +66,8 @@ from midigpt.plan import (
     steps_between_evaluations,
     steps_that_fit,
 )
+from midigpt.sides import load_side
 from midigpt.start import LENGTHS, check_same, check_size, complete, find_tokenizer
-from midigpt.train_data import load_side
 
 # --- data and configuration ------------------------------------------------------------------------------
 

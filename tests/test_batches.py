@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 from midigpt.batches import Batches
 from midigpt.evaluate import Evaluation, evaluation_windows, token_nats, unigram_bits_per_note
 from midigpt.model import GPT, ModelConfig, build_model
+from midigpt.sides import line_tokens, load_side
 from midigpt.tokenizer import START_ID, tokenizer_path
-from midigpt.train_data import line_tokens, load_side
 
 
 @pytest.fixture(params=["time", "index"])

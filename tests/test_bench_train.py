@@ -21,7 +21,7 @@ import midigpt.config
 import midigpt.devices
 import train
 from midigpt.files import UserError, read_json
-from midigpt.train_data import load_side
+from midigpt.sides import load_side
 from tests.conftest import ok, run_script
 
 DEFAULT = Shape(vocab_size=80, block_size=256, n_layer=4, n_head=4, n_embd=128, batch_size=16)

@@ -22,9 +22,10 @@ from midigpt.model import GPT, model_config
 from midigpt.normal import GRID
 from midigpt.positions import POSITIONS_A_STEP, token_positions
 from midigpt.settings import Config, Shape
+from midigpt.sides import Side, load_side
 from midigpt.start import check_same, complete
 from midigpt.tokenizer import START_ID, document_tokens, load_tokenizer, token_texts
-from midigpt.train_data import Side, load_side, make_train_bin
+from midigpt.train_data import make_train_bin
 from tests.conftest import SPLIT, midi_files
 
 

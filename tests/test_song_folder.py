@@ -25,8 +25,9 @@ from midigpt.index import index_files, language, open_index, songs, totals
 from midigpt.language import TRACKS, Language, decode, encode, in_key
 from midigpt.midi import load_midi, write_midi
 from midigpt.score import Score
+from midigpt.sides import Side, load_side
 from midigpt.tokenizer import START_ID, learn_tokenizer, load_tokenizer, token_texts
-from midigpt.train_data import Side, load_side, make_train_bin
+from midigpt.train_data import make_train_bin
 from tests.conftest import PROJECT, SPLIT, documents, melody, ok, refusal, run_script, tables
 
 SONG = Language("interval", "song")

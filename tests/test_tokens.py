@@ -20,8 +20,9 @@ from midigpt.index import Song, index_files, open_index, songs, totals
 from midigpt.language import TRACKS
 from midigpt.midi import write_midi
 from midigpt.score import Score
+from midigpt.sides import load_side, read_data
 from midigpt.tokenizer import START, START_ID, LineEncoder, learn_tokenizer, sample_documents
-from midigpt.train_data import load_side, make_train_bin, read_data
+from midigpt.train_data import make_train_bin
 from tests.conftest import OF_TRACKS, SPLIT, documents, make_songs, melody, ok, refusal, run_script
 
 # --- songs and their documents -----------------------------------------------------------------------------

@@ -21,8 +21,9 @@ from midigpt.dataset import make_dataset
 from midigpt.documents import Split
 from midigpt.index import index_files
 from midigpt.midi import read_midi, write_midi
+from midigpt.sides import line_tokens, load_side
 from midigpt.tokenizer import learn_tokenizer
-from midigpt.train_data import line_tokens, load_side, make_train_bin
+from midigpt.train_data import make_train_bin
 from tests.conftest import OF_TRACKS, PROJECT, SPLIT, TINY, make_songs, melody, ok, refusal, run_script
 
 TRAIN = "scripts/train.py"
