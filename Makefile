@@ -18,7 +18,7 @@ help:
 	@echo 'make dataset      convert them to text (dataset-100: 100 files more)   ARGS="--layout track"'
 	@echo 'make doctor       what is in the folder and what to do about it: cache/doctor.html'
 	@echo 'make tokenizer    learn the tokenizer                 ARGS="--vocab-size 1024"'
-	@echo 'make train-bin    pack the tokens                     ARGS="--val-fraction 0.05"'
+	@echo 'make train-bin    pack the tokens, in twelve keys     ARGS="--keys 1"'
 	@echo 'make train        train; Ctrl-C saves, again goes on  ARGS="--run NAME --max-steps 2000"'
 	@echo 'make plot         draw the curves of runs to a .png   ARGS="--runs NAME OTHER"'
 	@echo 'make sample       write a new .mid to out/            ARGS="--prompt song.mid --takes 5"'

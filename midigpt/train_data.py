@@ -115,9 +115,14 @@ def _keys(wished: int | None, language: Language, notes: int) -> int:
     return wished
 
 
+def learned_split(root: Path) -> Split:
+    """The split with which the working folder's tokenizer was learned. Raises UserError where there is none."""
+    meta = load_tokenizer(root)[1]
+    return Split(meta["val_fraction"], meta["seed"])
+
+
 def _tokenizer_learned_with(root: Path, split: Split) -> Tokenizer:
-    tokenizer, meta = load_tokenizer(root)
-    learned = Split(meta["val_fraction"], meta["seed"])
+    tokenizer, learned = load_tokenizer(root)[0], learned_split(root)
     if split != learned:
         flags = f"--val-fraction {split.val_fraction} --seed {split.seed}"
         raise UserError(

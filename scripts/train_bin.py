@@ -2,7 +2,7 @@
 
 Beside them goes an index of the training songs, train/copies.*, in which takes are looked up.
 
-Example: python scripts/train_bin.py --val-fraction 0.1
+Example: python scripts/train_bin.py --keys 1
 """
 
 import os
@@ -12,17 +12,17 @@ from pathlib import Path
 
 from midigpt.documents import Split
 from midigpt.files import UserError, locked, parse_arguments
-from midigpt.train_data import make_train_bin
+from midigpt.train_data import learned_split, make_train_bin
 
 
 @dataclass(frozen=True)
 class Args:
     root: Path = Path()
     """The working folder."""
-    val_fraction: float = 0.05
-    """Share of the songs held out for validation; as given to the tokenizer."""
-    seed: int = 0
-    """Chooses which songs are held out; as given to the tokenizer."""
+    val_fraction: float | None = None
+    """Share of the songs held out for validation (default: as given to the tokenizer; with --init-from 0.05)."""
+    seed: int | None = None
+    """Chooses which songs are held out (default: as given to the tokenizer; with --init-from 0)."""
     init_from: Path | None = None
     """A checkpoint folder whose tokenizer to use, to train on from it."""
     keys: int | None = None
@@ -36,7 +36,11 @@ def main(args: Args) -> None:
         raise UserError("--workers must be at least 1")
     start = time.perf_counter()
     with locked(args.root):
-        split = Split(args.val_fraction, args.seed)
+        usual = Split() if args.init_from else learned_split(args.root)
+        split = Split(
+            usual.val_fraction if args.val_fraction is None else args.val_fraction,
+            usual.seed if args.seed is None else args.seed,
+        )
         train, val = make_train_bin(args.root, split, args.workers, args.init_from, args.keys)
     if not val.songs:
         print(

@@ -292,6 +292,10 @@ def test_about_the_asked_fraction_is_held_out() -> None:
 def test_another_split_than_the_tokenizers_is_refused(work: Path) -> None:
     error = refusal(run_script("scripts/train_bin.py", "--root", work, "--val-fraction", "0.2", "--seed", "5"))
     assert 'make tokenizer ARGS="--val-fraction 0.2 --seed 5"' in error
+    learn_tokenizer(work, 80, Split(0.4, 5))
+    ok(run_script("scripts/train_bin.py", "--root", work))
+    meta = json.loads((work / "train" / "meta.json").read_text())
+    assert (meta["val_fraction"], meta["seed"]) == (0.4, 5)  # the tokenizer's, where nothing is said
 
 
 def test_read_data_is_checked_and_maps_memory(prepared: Path) -> None:
