@@ -93,7 +93,7 @@ def train_model(config: ModelConfig, train: Side, steps: int, seed: int, device:
     """The averaged weights after so many steps, by the settings and rules of a run of scripts/train.py."""
     settings = Config()
     repeats = steps * BATCH_TOKENS / len(train.tokens)
-    dropout, weight_decay = regularisation(repeats, steps, settings.learning_rate)
+    dropout, weight_decay = regularisation(repeats, steps, settings.learning_rate, keys=train.keys)
     torch.manual_seed(seed)
     model = build_model(config, dropout).to(device)
     average = copy.deepcopy(model).requires_grad_(False).eval()

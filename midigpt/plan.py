@@ -7,6 +7,7 @@ BASE_TOKENS = 100_000_000
 EVALUATION_SHARE = 0.1  # of a run's time, which evaluating may take
 FEWEST_EVALUATIONS, MOST_EVALUATIONS = 4, 20
 FORGETTING = 0.15  # of the steps of a run that repeats its music often
+OFTEN, OFTEN_IN_KEYS = 12, 20  # repeats of the same text, above which only much regularisation helps
 AVERAGED = 0.05  # of the steps of a run, over which the averaged weights look back
 MARGIN = 0.02  # of a budget of minutes, kept back
 
@@ -27,19 +28,21 @@ def choose_preset(tokens: int, device: str) -> tuple[str, str]:
 
 
 def regularisation(
-    repeats: float, max_steps: int, learning_rate: float, has_learned: bool = False
+    repeats: float, max_steps: int, learning_rate: float, has_learned: bool = False, keys: int = 1
 ) -> tuple[float, float]:
     """Dropout and weight decay for a run of so many steps that repeats every text so many times (dev/LOG.md).
 
     Weights forget over 1 / (learning rate * decay) steps: where the same music comes again and again, over
     FORGETTING of the run (Wang and Aitchison 2024, arXiv 2405.13698); else so slowly that it hardly matters. A model
-    that goes on from another (`has_learned`) must not forget what that has learned.
+    that goes on from another (`has_learned`) must not forget what that has learned; one that reads each piece in several
+    keys learns less of it by heart.
     """
     if has_learned:
         return 0.1, 0.1
     if repeats <= 4:
         return 0.0, 0.1
-    return (0.1, 0.1) if repeats <= 12 else (0.3, max(1 / (FORGETTING * max_steps * learning_rate), 0.1))
+    often = OFTEN if keys == 1 else OFTEN_IN_KEYS
+    return (0.1, 0.1) if repeats <= often else (0.3, max(1 / (FORGETTING * max_steps * learning_rate), 0.1))
 
 
 def learning_rate_factor(step: int, max_steps: int, warmup_steps: int, decay: float) -> float:

@@ -48,6 +48,8 @@ def test_more_epochs_are_regularised_more() -> None:
         assert [*figures] == sorted(figures) and figures[0] < figures[-1]
     assert regularisation(20, 1000, 0.002)[1] == pytest.approx(1 / (0.15 * 1000 * 0.002))
     assert regularisation(20, 10**6, 0.002)[1] == 0.1
+    assert regularisation(15, 1000, 0.002, keys=12) == (0.1, 0.1) != regularisation(15, 1000, 0.002)
+    assert regularisation(25, 1000, 0.002, keys=12) == regularisation(25, 1000, 0.002)
     assert regularisation(20, 100, 0.002, has_learned=True) == (0.1, 0.1)
 
 
