@@ -34,8 +34,8 @@ def regularisation(
 
     Weights forget over 1 / (learning rate * decay) steps: where the same music comes again and again, over
     FORGETTING of the run (Wang and Aitchison 2024, arXiv 2405.13698); else so slowly that it hardly matters. A model
-    that goes on from another (`has_learned`) must not forget what that has learned; one that reads each piece in several
-    keys learns less of it by heart.
+    that goes on from another (`has_learned`) must not forget what that has learned; one that reads each piece in
+    several keys learns less of it by heart.
     """
     if has_learned:
         return 0.1, 0.1

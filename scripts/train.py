@@ -199,7 +199,8 @@ if first_step > max_steps:
     raise UserError(f"{run_folder} has made {first_step} steps already; ask for more, or for a new --run NAME")
 epochs = max_steps * tokens_per_step / train.epoch_tokens
 repeats = epochs / train.keys  # a piece in another key is another text
-dropout, weight_decay = regularisation(repeats, max_steps, config.learning_rate, config.init_from is not None, train.keys)
+has_learned = config.init_from is not None
+dropout, weight_decay = regularisation(repeats, max_steps, config.learning_rate, has_learned, train.keys)
 dropout = dropout if config.dropout is None else config.dropout
 weight_decay = weight_decay if config.weight_decay is None else config.weight_decay
 config = replace(config, dropout=dropout, weight_decay=weight_decay)
