@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from midigpt.files import UserError, counted, parse_arguments, write_bytes
-from midigpt.keys import NOTE, find_scale, read_note, read_scale, to_scale
+from midigpt.keys import NOTE, read_note, read_scale, to_scale
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -137,10 +137,11 @@ def check(args: Args) -> None:
     if set(programs(args)) == {"d"} and (args.key or args.keys):
         raise UserError(f"--program {args.program} is drums, which have no --key and no --keys")
     wishes(args)
-    if (keys := key_range(args)) and args.key is not None and len(keys) < 24:
-        raise UserError(f"--keys {args.keys} must hold two octaves for a --key: takes are moved to it")
+    keys = key_range(args)
     if args.key is not None:
         read_scale(args.key, "--key")
+        if keys and len(keys) < 24:
+            raise UserError(f"--keys {args.keys} must hold two octaves for a --key: takes are moved to it")
     drawing(args)
 
 
@@ -219,7 +220,7 @@ def begin(args: Args, model: "GPT", tokenizer: "Tokenizer", language: "Language"
     for text in texts:
         score = ending_at(decode([text], language), length.in_steps(read_header(text)))
         if args.key is not None:
-            if find_scale(score) is None:
+            if all(track.is_drum for track in score.tracks):
                 print(f"sample: a take is drums alone, of which --key {args.key} says nothing")
             score = to_scale(score, read_scale(args.key, "--key"))
         yield partial(write_midi, score)
@@ -282,6 +283,7 @@ def make_again(args: Args, take: Path) -> None:
 
 
 # --- wishes ----------------------------------------------------------------------------------------------
+
 
 def drawing(args: Args) -> "Drawing":
     from midigpt.generate import Drawing

@@ -64,8 +64,9 @@ def _data(data: dict[str, Any]) -> str:
         for name, side in (("training", data["train"]), ("held out", data["val"]))
     )
     keys = data["train"].get("keys", 1)
-    in_keys = f"\nThe tokens are of each training document in {keys} keys; it went through one of them at a time.\n"
-    in_keys = in_keys if keys > 1 else ""
+    in_keys = ""
+    if keys > 1:
+        in_keys = f"\nThe tokens are of each training document in {keys} keys; it went through one of them at a time.\n"
     return f"""\
 ## Data
 
