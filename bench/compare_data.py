@@ -17,6 +17,7 @@ import numpy as np
 from compare_text import write_lines
 from tokenizers import Tokenizer
 
+from midigpt.bpe import START, base_alphabet, train_tokenizer
 from midigpt.dataset import Options, make_dataset
 from midigpt.documents import Split
 from midigpt.index import data_folder, index_files, open_index, songs
@@ -25,12 +26,13 @@ from midigpt.normal import GRID
 from midigpt.positions import POSITIONS_A_STEP
 from midigpt.rescue import rescue
 from midigpt.score import NO_PEDAL, Score, Track, moved
-from midigpt.tokenizer import START, LineEncoder, base_alphabet, new_tokenizer
+from midigpt.tokenizer import LineEncoder
 from midigpt.train_data import DROP_FIELD, document_moves, drop_fields
 
 SPLIT = Split(val_fraction=0.1, seed=0)
 LEARN_NOTES = 1_000_000  # BPE learns from so many notes at most
 PEERS = ("remi", "tsd")
+MERGES = 2  # goes up when the same texts give other tokens than before
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Way:
     def data(self) -> dict[str, Any]:
         """What its tokens depend on."""
         names = ("encoding", "layout", "vocab_size", "keys", "switch", "drop")
-        version = "" if self.is_peer else str(Language(self.encoding, self.layout))
+        version = "" if self.is_peer else f"{Language(self.encoding, self.layout)}, merges {MERGES}"
         return {name: getattr(self, name) for name in names} | {"version": version}
 
 
@@ -178,10 +180,9 @@ def pack_text(way: Way, sides: dict[str, list[tuple[str, Score]]]) -> tuple[dict
         side: [(name, *document) for name, score in pieces for document in write_documents(way, score)]
         for side, pieces in sides.items()
     }
-    alphabet = [*base_alphabet(language), *("'" if way.switch == "bars" else "")]
-    tokenizer, trainer = new_tokenizer(way.vocab_size or len(alphabet) + 1, language)
-    trainer.initial_alphabet, trainer.limit_alphabet = alphabet, len(alphabet)
-    tokenizer.train_from_iterator(_to_learn(written["train"], language), trainer)
+    size = way.vocab_size or len(base_alphabet(language)) + 1
+    more = "'" if way.switch == "bars" else ""
+    tokenizer = train_tokenizer(_to_learn(written["train"], language), size + len(more), language, more)
     written["train"] = [copy for document in written["train"] for copy in _in_keys(way, language, *document)]
     encode_lines = LineEncoder(tokenizer, language)
     arrays: dict[str, np.ndarray] = {}

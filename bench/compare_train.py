@@ -14,6 +14,7 @@ from compare_data import Way
 from tokenizers import Tokenizer
 
 from midigpt.batches import Batches
+from midigpt.bpe import START_ID, token_texts
 from midigpt.decoder import Decoder, Prepared
 from midigpt.devices import autocast, keep_freed_memory
 from midigpt.evaluate import evaluation_windows, token_nats
@@ -25,7 +26,6 @@ from midigpt.optimizer import groups, make_optimizers, update
 from midigpt.plan import averaging_weight, learning_rate_factor, regularisation
 from midigpt.settings import Config
 from midigpt.sides import Side
-from midigpt.tokenizer import START_ID, token_texts
 
 BATCH_TOKENS = 2048
 TAKE_TOKENS = 200

@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from midigpt.bpe import START, START_ID
 from midigpt.files import UserError, make, read_json
 from midigpt.header import LanguageError
 from midigpt.language import Language, read_language
 from midigpt.model import GPT, LAYER_NORM_EPS, RMS_NORM_EPS, ModelConfig
 from midigpt.model_card import model_card
-from midigpt.tokenizer import START, START_ID
 
 
 def save_checkpoint(

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import nn
 
+from midigpt.bpe import token_texts
 from midigpt.kernels import IGNORED
 from midigpt.sides import Side, line_tokens
-from midigpt.tokenizer import token_texts
 
 LOGITS_AT_ONCE = 1 << 25  # numbers: 128 MB
 POSITIONS = 0, 16, 64, 256, 1024  # notes from the beginning of a piece at which a new figure begins
@@ -64,9 +64,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def token_nats(
-    model: nn.Module, side: Side, windows: Windows, device: str, autocast: AbstractContextManager
-) -> Nats:
+def token_nats(model: nn.Module, side: Side, windows: Windows, device: str, autocast: AbstractContextManager) -> Nats:
     """The code length of each token under the model, (N,); zero for start tokens and headers, which are given.
 
     A window that begins within a document has the document's times: only their differences matter.

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from midigpt.automaton import DRUM_KEYS, MARKS, PIANO
+from midigpt.bpe import START_ID
 from midigpt.decoder import Decoder, Prepared, Weights
 from midigpt.files import UserError
 from midigpt.grammar import Grammar, Place
@@ -23,7 +24,7 @@ from midigpt.language import Language, decode
 from midigpt.model import GPT
 from midigpt.normal import GRID, MAX_TICKS
 from midigpt.positions import token_positions
-from midigpt.tokenizer import START_ID, document_tokens, line_steps
+from midigpt.tokenizer import document_tokens, line_steps
 
 MAX_NOTES = 1000  # of a take that the model does not end
 AT_ONCE, AT_ONCE_ON_GPU = 64, 256  # takes; more are written in turns

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from midigpt import automaton
 from midigpt.automaton import ALPHABET, DRUM_KEYS, END, FIELDS, KINDS, MARKS, OTHER, Bounds, State
+from midigpt.bpe import START_ID, token_texts
 from midigpt.encodings import MARK_ALPHABET, is_drum_mark, part_order
 from midigpt.header import DEFAULT_KEY
 from midigpt.language import TRACKS, Language
 from midigpt.positions import POSITIONS_A_STEP
 from midigpt.score import IntArray
-from midigpt.tokenizer import START_ID, ranges, token_texts
+from midigpt.tokenizer import ranges
 
 # The kind of notes by encoding; of others there are no rules.
 NOTES = {"interval": "interval", "anchored": "interval", "absolute": "key"}

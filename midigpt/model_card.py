@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
+from midigpt.bpe import START
 from midigpt.language import LanguageError, read_language
 from midigpt.model import GPT, ModelConfig
 from midigpt.normal import GRID
 from midigpt.positions import POSITIONS_A_STEP
-from midigpt.tokenizer import START
 
 _SHAPES = {"qwen3": "Qwen3", "gpt2": "GPT-2"}
 

@@ -1,4 +1,4 @@
-"""Documents <-> tokens: byte-pair encoding in which no token crosses an event."""
+"""Documents <-> tokens, in which no token crosses a line: learning the tokenizer of a folder, and encoding lines."""
 
 import hashlib
 from collections import defaultdict
@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from midigpt.bpe import START, START_ID, base_alphabet, token_texts, train_tokenizer
 from midigpt.documents import Split, is_drawn, read_songs
 from midigpt.files import UserError, make, read_json, replacing, write_json
 from midigpt.header import shown, split_header
@@ -22,55 +23,13 @@ from midigpt.score import IntArray
 Tokens = NDArray[np.uint16]
 DTYPE = np.dtype("<u2")  # of train.bin and of tokens on the way there
 
-START = "<|start|>"  # the one special token: a document begins, and so the one before it has ended
-START_ID = 0
 MAX_VOCAB_SIZE = 1 << 16  # train.bin holds two bytes a token
 SAMPLE_NOTES = 3_000_000  # BPE learns from about this many notes at most: so many take it up to 1 GB
 SONG_NOTES = 30_000  # of them from one song
 LINES_AT_ONCE = 1 << 16  # are encoded
 REMEMBERED = 1 << 21  # tokens of lines that LineEncoder knows: half a million lines, 120 MB
 
-# A line is one piece; so is each field of the header (with the space before it), its "#" and its newline. In the song
-# layout a line is cut in front of each part mark, so that a token has notes of one part only.
-_PIECES = r" [^ \n]*|[^ \n]+\n?|\n"
-_MARK = r"(?:d|[0-9]+)(?:\.[0-9]+)?@"
-_SONG_PIECES = rf" [^ \n]*|(?>(?:{_MARK})?)[^ \n@]+?(?={_MARK})|[^ \n]+\n?|\n"
 _NEWLINES = ("\n", "\u010a")  # as tokens have it, characters or bytes
-
-# The byte-level tokenizer's characters for the 256 bytes: those that can be printed, and others from U+0100 on.
-_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_BYTES = {chr(byte): byte for byte in _PRINTED}
-_BYTES |= {chr(0x100 + n): byte for n, byte in enumerate(sorted({*range(0x100)} - {*_PRINTED}))}
-
-
-def new_tokenizer(vocab_size: int, language: Language = TRACKS) -> tuple[Tokenizer, trainers.BpeTrainer]:
-    """A tokenizer that has yet to learn its merges, and what teaches it."""
-    tokenizer = Tokenizer(models.BPE())
-    pieces = pre_tokenizers.Split(Regex(_SONG_PIECES if language.is_song else _PIECES), "isolated")
-    if language.is_open:
-        to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, to_bytes])
-        tokenizer.decoder = decoders.ByteLevel()
-    else:
-        tokenizer.pre_tokenizer = pieces
-        tokenizer.decoder = decoders.Fuse()
-    alphabet = base_alphabet(language)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=[START],
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        show_progress=False,
-    )
-    return tokenizer, trainer
-
-
-def base_alphabet(language: Language) -> list[str]:
-    """What merges begin with: characters, or, where there are too many of them, the bytes of their UTF-8."""
-    if not language.is_open:
-        return list(language.alphabet)
-    return [character for character, byte in _BYTES.items() if byte >= 0x80 or chr(byte) in language.alphabet]
 
 
 def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenizer, int]:
@@ -92,8 +51,7 @@ def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenize
             read += 1
             yield text
 
-    tokenizer, trainer = new_tokenizer(vocab_size, spoken)
-    tokenizer.train_from_iterator(texts(), trainer)
+    tokenizer = train_tokenizer(texts(), vocab_size, spoken)
     if not read:
         raise UserError(f"all songs are held out; ask for less than --val-fraction {split.val_fraction}")
     path = tokenizer_path(root)
@@ -130,17 +88,6 @@ def sample_documents(root: Path, split: Split) -> Iterator[str]:
 
 def tokenizer_path(root: Path) -> Path:
     return root / "cache" / "tokenizer.json"
-
-
-def token_texts(tokenizer: Tokenizer) -> list[str]:
-    """What each token stands for; "" for the start token, which stands for no text.
-
-    Tokens may be bytes of a character: those are as the error handler "surrogateescape" has them.
-    """
-    texts = [tokenizer.id_to_token(token) or "" for token in range(tokenizer.get_vocab_size())]
-    if isinstance(tokenizer.decoder, decoders.ByteLevel):
-        texts = [bytes(_BYTES[character] for character in text).decode("utf-8", "surrogateescape") for text in texts]
-    return ["" if text == START else text for text in texts]
 
 
 def file_sha256(path: Path) -> str:

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from midigpt import copies, workers
+from midigpt.bpe import START
 from midigpt.copies import Passages, read_passages
 from midigpt.documents import Split, is_drawn, read_songs
 from midigpt.files import UserError, make, read_json, replacing, write_json
@@ -32,7 +33,7 @@ from midigpt.index import Song, language, songs, totals
 from midigpt.language import Language, in_key, read_language
 from midigpt.positions import POSITIONS_A_STEP, POSITIONS_DTYPE, line_positions
 from midigpt.score import IntArray
-from midigpt.tokenizer import DTYPE, START, LineEncoder, file_sha256, load_tokenizer, tokenizer_path
+from midigpt.tokenizer import DTYPE, LineEncoder, file_sha256, load_tokenizer, tokenizer_path
 
 SONGS_AT_ONCE = 64
 MOVES = tuple(range(-6, 6))  # from a document's own key to those in which it can be written
@@ -187,9 +188,7 @@ def _tasks(chosen: Iterable[Song]) -> Iterator[Task]:
             yield Task(next(number), part)
 
 
-def _in_order(
-    tasks: Iterable[Task], pack: Callable[[Task], list[Batch]], processes: int
-) -> Iterator[Batch]:
+def _in_order(tasks: Iterable[Task], pack: Callable[[Task], list[Batch]], processes: int) -> Iterator[Batch]:
     """The results of tasks in their order, whoever is done first."""
     if processes == 1:
         for task in tasks:

@@ -17,13 +17,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, each for a 
 
 from tokenizers import Tokenizer
 
+from midigpt.bpe import train_tokenizer
 from midigpt.dataset import Options, make_dataset
 from midigpt.documents import Split
 from midigpt.index import index_files
 from midigpt.language import TRACKS
 from midigpt.midi import write_midi
 from midigpt.score import Score, track_from_notes
-from midigpt.tokenizer import learn_tokenizer, new_tokenizer
+from midigpt.tokenizer import learn_tokenizer
 from midigpt.train_data import make_train_bin
 
 PROJECT = Path(__file__).parents[1]
@@ -126,8 +127,7 @@ def long_songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     """The smallest there can be: a token for each character."""
-    tokenizer, trainer = new_tokenizer(len(TRACKS.alphabet) + 1)
-    tokenizer.train_from_iterator(["0+10|1/1\n"], trainer)
+    tokenizer = train_tokenizer(["0+10|1/1\n"], len(TRACKS.alphabet) + 1)
     return tokenizer
 
 

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from midigpt.batches import Batches
+from midigpt.bpe import START_ID
 from midigpt.evaluate import Evaluation, evaluation_windows, token_nats, unigram_bits_per_note
 from midigpt.model import GPT, ModelConfig, build_model
 from midigpt.sides import line_tokens, load_side
-from midigpt.tokenizer import START_ID, tokenizer_path
+from midigpt.tokenizer import tokenizer_path
 
 
 @pytest.fixture(params=["time", "index"])

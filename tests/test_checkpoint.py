@@ -16,6 +16,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from midigpt.bpe import START, START_ID, token_texts
 from midigpt.checkpoint import find_checkpoint, load_checkpoint, load_state, save_checkpoint
 from midigpt.files import UserError
 from midigpt.grammar import NOTES
@@ -23,7 +24,7 @@ from midigpt.language import ENCODINGS, TRACKS, Language
 from midigpt.model import GPT, build_model
 from midigpt.model_card import model_card
 from midigpt.positions import POSITIONS_A_STEP, token_positions
-from midigpt.tokenizer import START, START_ID, document_tokens, token_texts
+from midigpt.tokenizer import document_tokens
 from tests.test_model import CONFIG, SHAPES, places, random_model, random_tokens
 
 SIDE = {"songs": 30, "documents": 60, "tokens": 12345, "notes": 6789}

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from midigpt.bpe import START, START_ID, base_alphabet, token_texts, train_tokenizer
 from midigpt.encodings import characters, events
 from midigpt.header import LanguageError, split_header
 from midigpt.language import ENCODINGS, Language, check_document, decode, encode, encode_batch
 from midigpt.midi import read_midi
 from midigpt.normal import GRID, Layout, normalise
 from midigpt.score import Score, Track, track_from_notes
-from midigpt.tokenizer import START, START_ID, LineEncoder, base_alphabet, new_tokenizer, token_texts
+from midigpt.tokenizer import LineEncoder
 from tests.conftest import midi_files
 
 LAYOUTS: tuple[Layout, ...] = ("track", "song")
@@ -358,8 +359,7 @@ def played(seed: int, notes: int = 150) -> Score:
 @every_language
 def test_tokens_give_back_the_exact_text_and_their_notes(language: Language) -> None:
     alphabet = len(base_alphabet(language))
-    tokenizer, trainer = new_tokenizer(alphabet + 60, language)
-    tokenizer.train_from_iterator(texts_of(played(0), language), trainer)
+    tokenizer = train_tokenizer(texts_of(played(0), language), alphabet + 60, language)
     assert tokenizer.get_vocab_size() == alphabet + 60
     texts = token_texts(tokenizer)
     for text in texts_of(played(1), language):  # with characters that were never seen in training
@@ -375,8 +375,7 @@ def test_tokens_give_back_the_exact_text_and_their_notes(language: Language) -> 
 
 def test_half_a_character_is_no_note() -> None:
     language = Language("characters")
-    tokenizer, trainer = new_tokenizer(1000, language)
-    tokenizer.train_from_iterator([], trainer)
+    tokenizer = train_tokenizer([], 1000, language)
     ids = tokenizer.encode(NOTE + TIME + "\n").ids
     assert len(ids) == 8
     for cut in range(1, 7):
@@ -388,9 +387,8 @@ def test_transformers_opens_a_tokenizer_of_bytes(tmp_path: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     language = Language("characters")
-    tokenizer, trainer = new_tokenizer(300, language)
     text, *_ = texts_of(played(0), language)
-    tokenizer.train_from_iterator([text], trainer)
+    tokenizer = train_tokenizer([text], 300, language)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
     assert theirs.encode(text) == tokenizer.encode(text).ids

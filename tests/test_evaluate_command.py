@@ -231,7 +231,7 @@ def test_a_folder_of_songs_is_trained_on_judged_and_refused_in_another_layout(tm
     assert any(len(read_midi(take).tracks) > 1 for take in (run / "evaluation" / "takes").iterdir())
     make_dataset(tmp_path, Options(layout="track"))
     told = refusal(run_script("scripts/evaluate.py", "--root", tmp_path, "--takes", "12"))
-    assert 'in another language' in told and "--layout song --encoding interval" in told
+    assert "in another language" in told and "--layout song --encoding interval" in told
 
 
 def drum_notes(score: Score) -> int:

@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from midigpt.bpe import START_ID, base_alphabet, token_texts, train_tokenizer
 from midigpt.decoder import Decoder, Prepared
 from midigpt.encodings.characters import FIRST_NOTE, FIRST_TIME
 from midigpt.files import UserError
@@ -22,15 +23,13 @@ from midigpt.model import GPT, ModelConfig, build_model
 from midigpt.normal import Layout
 from midigpt.positions import token_positions
 from midigpt.score import Score
-from midigpt.tokenizer import START_ID, base_alphabet, document_tokens, new_tokenizer, token_texts
+from midigpt.tokenizer import document_tokens
 
 from .conftest import melody
 
 SMALLEST = len(TRACKS.alphabet) + 1  # vocabulary
 SONGS = Language("interval", "song")
-CONFIG = ModelConfig(
-    vocab_size=SMALLEST, block_size=64, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, n_hidden=32
-)
+CONFIG = ModelConfig(vocab_size=SMALLEST, block_size=64, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, n_hidden=32)
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +154,7 @@ def test_tokens_are_read_at_their_positions(language: Language, begun: int) -> N
     """Those given, those drawn, and those read once more when the context is full."""
     tunes = [melody(1, 60), melody(2, 60, program=30), melody(3, 60, is_drum=True)]
     text = encode(Score(480, tuple(tune.tracks[0] for tune in tunes), 100.0), None, language)[0].text
-    tokenizer, trainer = new_tokenizer(400, language)
-    tokenizer.train_from_iterator([text], trainer)
+    tokenizer = train_tokenizer([text], 400, language)
     header, body = split_header(text)
     given = header + "".join(body.splitlines(keepends=True)[:begun]) if begun else ""
     ids, times = document_tokens(tokenizer, language, text)
@@ -209,9 +207,8 @@ def test_a_step_of_fixed_shapes_writes_the_same(untrained: GPT, learned: Tokeniz
 
 @pytest.fixture(scope="module")
 def of_songs() -> Tokenizer:
-    tokenizer, trainer = new_tokenizer(300, SONGS)
     tunes = [[melody(3 * seed + n, 30, n == 2, 12 * n).tracks[0] for n in range(3)] for seed in range(20)]
-    tokenizer.train_from_iterator([encode(Score(480, tuple(t), 90.0), None, SONGS)[0].text for t in tunes], trainer)
+    tokenizer = train_tokenizer([encode(Score(480, tuple(t), 90.0), None, SONGS)[0].text for t in tunes], 300, SONGS)
     return tokenizer
 
 
@@ -266,8 +263,7 @@ def test_what_has_no_grammar_is_cut_where_it_can_not_be_read(
     is_readable: bool, layout: Layout, untrained: GPT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     language = Language("messages", layout)
-    tokenizer, trainer = new_tokenizer(60, language)
-    tokenizer.train_from_iterator(["60+9|12\n"], trainer)
+    tokenizer = train_tokenizer(["60+9|12\n"], 60, language)
     program, mark = ("", "0@") if language.is_song else (" program=0", "")
     header, body = f"#{program} tempo=100 meter=4/4 key=60\n", "60+9|12\n60-|62+9|12\n62-|12\n"
     wrong = "" if is_readable else "61-|24\n62+9|12\n"  # the end of what has not begun
@@ -289,8 +285,7 @@ def test_what_has_no_grammar_is_cut_where_it_can_not_be_read(
 
 def test_what_no_midi_file_can_hold_is_left_out(untrained: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     language = Language("characters", "track")
-    tokenizer, trainer = new_tokenizer(len(base_alphabet(language)) + 1, language)
-    tokenizer.train_from_iterator(["\n"], trainer)
+    tokenizer = train_tokenizer(["\n"], len(base_alphabet(language)) + 1, language)
     for length, takes in ((400, 1), (511, 0)):  # of 512, the last a MIDI file's longest
         note = chr(FIRST_NOTE + (60 << 13 | 9 << 9 | length))
         script = f"# program=0 tempo=100 meter=4/4 key=60\n{note}{chr(FIRST_TIME + 24)}\n"
@@ -302,8 +297,7 @@ def test_what_no_midi_file_can_hold_is_left_out(untrained: GPT, monkeypatch: pyt
 def test_lines_without_notes_come_to_an_end(untrained: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("midigpt.generate.TOKENS_A_NOTE", 0.1)
     language = Language("messages", "track")
-    tokenizer, trainer = new_tokenizer(60, language)
-    tokenizer.train_from_iterator(["60+9|12\n"], trainer)
+    tokenizer = train_tokenizer(["60+9|12\n"], 60, language)
     decoder = Scripted(tokenizer, "1\n" * 9, 99, 1, tokenizer.get_vocab_size())
     grammar = Grammar(tokenizer, language, may_end=False, behind="")
     writer = Writer(decoder, tokenizer, grammar, Drawing())

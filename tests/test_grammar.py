@@ -12,10 +12,10 @@ import torch
 from tokenizers import Tokenizer
 
 from midigpt.automaton import FIELDS
+from midigpt.bpe import START, START_ID
 from midigpt.grammar import Grammar, Place
 from midigpt.language import TRACKS, Language, encode
 from midigpt.midi import load_midi
-from midigpt.tokenizer import START, START_ID
 
 from .conftest import melody, midi_files
 

@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 from midigpt.batches import Batches
+from midigpt.bpe import START_ID, token_texts
 from midigpt.config import as_table, parse_config
 from midigpt.files import UserError
 from midigpt.language import TRACKS, encode
@@ -24,7 +25,7 @@ from midigpt.positions import POSITIONS_A_STEP, token_positions
 from midigpt.settings import Config, Shape
 from midigpt.sides import Side, load_side
 from midigpt.start import check_same, complete
-from midigpt.tokenizer import START_ID, document_tokens, load_tokenizer, token_texts
+from midigpt.tokenizer import document_tokens, load_tokenizer
 from midigpt.train_data import make_train_bin
 from tests.conftest import SPLIT, midi_files
 

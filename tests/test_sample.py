@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from midigpt.bpe import train_tokenizer
 from midigpt.checkpoint import save_checkpoint
 from midigpt.keys import find_scale
 from midigpt.language import TRACKS, Language
@@ -18,7 +19,6 @@ from midigpt.model import ModelConfig, build_model
 from midigpt.prompt import load_prompt
 from midigpt.score import Score
 from midigpt.splice import read_texts
-from midigpt.tokenizer import new_tokenizer
 from tests.conftest import melody, ok, refusal, run_script
 
 # --- steps in any order ----------------------------------------------------------------------------------
@@ -189,8 +189,7 @@ def test_a_prompt_of_drums_is_continued_by_drums_and_that_is_said(trained: Path,
 
 def untrained(folder: Path, language: Language) -> Path:
     """A checkpoint that knows nothing but its language."""
-    tokenizer, trainer = new_tokenizer(len(language.alphabet) + 1, language)
-    tokenizer.train_from_iterator(["\n"], trainer)
+    tokenizer = train_tokenizer(["\n"], len(language.alphabet) + 1, language)
     tokenizer.save(str(folder / "tokenizer.json"))
     torch.manual_seed(0)
     sizes = {"n_layer": 1, "n_head": 2, "n_kv_head": 2, "n_embd": 16, "n_hidden": 32}

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from midigpt import train_data
 from midigpt.batches import Batches
+from midigpt.bpe import START_ID, token_texts
 from midigpt.checkpoint import language_of
 from midigpt.dataset import Options, Summary, make_dataset
 from midigpt.documents import read_songs
@@ -26,7 +27,7 @@ from midigpt.language import TRACKS, Language, decode, encode, in_key
 from midigpt.midi import load_midi, write_midi
 from midigpt.score import Score
 from midigpt.sides import Side, load_side
-from midigpt.tokenizer import START_ID, learn_tokenizer, load_tokenizer, token_texts
+from midigpt.tokenizer import learn_tokenizer, load_tokenizer
 from midigpt.train_data import make_train_bin
 from tests.conftest import PROJECT, SPLIT, documents, melody, ok, refusal, run_script, tables
 

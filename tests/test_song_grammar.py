@@ -10,12 +10,12 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from midigpt.bpe import START_ID, token_texts, train_tokenizer
 from midigpt.encodings import part_order
 from midigpt.grammar import Grammar, Place
 from midigpt.language import TRACKS, Language, decode, encode
 from midigpt.midi import load_midi
 from midigpt.score import Score
-from midigpt.tokenizer import START_ID, new_tokenizer, token_texts
 
 from .conftest import melody, midi_files
 from .test_grammar import place_of, reachable, rows_of
@@ -36,15 +36,13 @@ def band(seed: int) -> Score:
 
 @pytest.fixture(scope="module")
 def characters() -> Tokenizer:
-    tokenizer, trainer = new_tokenizer(len(SONGS.alphabet) + 1, SONGS)
-    tokenizer.train_from_iterator(["0@0+10|1/1\n"], trainer)
+    tokenizer = train_tokenizer(["0@0+10|1/1\n"], len(SONGS.alphabet) + 1, SONGS)
     return tokenizer
 
 
 @pytest.fixture(scope="module")
 def learned() -> Tokenizer:
-    tokenizer, trainer = new_tokenizer(400, SONGS)
-    tokenizer.train_from_iterator([encode(band(seed), None, SONGS)[0].text for seed in range(30)], trainer)
+    tokenizer = train_tokenizer([encode(band(seed), None, SONGS)[0].text for seed in range(30)], 400, SONGS)
     return tokenizer
 
 
@@ -307,8 +305,7 @@ def test_real_music_may_come(corpus: Callable[[str], Path], language: Language) 
     files = midi_files(corpus("mini"))[:: 70 if language.is_song else 80]
     scores = [load_midi(path) for path in files]
     documents = [document for score in scores for document in encode(score, None, language)]
-    tokenizer, trainer = new_tokenizer(1000, language)
-    tokenizer.train_from_iterator([document.text for document in documents], trainer)
+    tokenizer = train_tokenizer([document.text for document in documents], 1000, language)
     lines = parts = 0
     for document in documents:
         marks = set(re.findall(r"([d.\d]+)@", document.body)) or {""}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from midigpt.bpe import train_tokenizer
 from midigpt.files import UserError
 from midigpt.generate import Drawing, Length
 from midigpt.language import TRACKS, Language, encode
@@ -20,7 +21,6 @@ from midigpt.prompt import Prompt, before, load_prompt
 from midigpt.score import Score, Track, track_from_notes
 from midigpt.splice import continue_midi
 from midigpt.takes import continuations, differences, find_model, read_prompt, read_recipe, versions, write_recipe
-from midigpt.tokenizer import new_tokenizer
 from tests.conftest import melody, midi_files
 
 SONGS = Language("interval", "song")
@@ -32,12 +32,9 @@ LANGUAGES = pytest.mark.parametrize("language", [TRACKS, SONGS, ANCHORED], ids=[
 def untrained(language: Language) -> tuple[GPT, Tokenizer]:
     """A model that knows nothing, with a token for each character."""
     size = len(language.alphabet) + 1
-    tokenizer, trainer = new_tokenizer(size, language)
-    tokenizer.train_from_iterator(["\n"], trainer)
+    tokenizer = train_tokenizer(["\n"], size, language)
     torch.manual_seed(0)
-    shape = ModelConfig(
-        vocab_size=size, block_size=256, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, n_hidden=32
-    )
+    shape = ModelConfig(vocab_size=size, block_size=256, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, n_hidden=32)
     return build_model(shape).eval(), tokenizer
 
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from midigpt import documents as documents_module
 from midigpt import tokenizer as tokenizer_module
 from midigpt import train_data
+from midigpt.bpe import START, START_ID
 from midigpt.dataset import Options, make_dataset
 from midigpt.documents import Split, read_songs
 from midigpt.files import UserError
@@ -21,7 +22,7 @@ from midigpt.language import TRACKS
 from midigpt.midi import write_midi
 from midigpt.score import Score
 from midigpt.sides import load_side, read_data
-from midigpt.tokenizer import START, START_ID, LineEncoder, learn_tokenizer, sample_documents
+from midigpt.tokenizer import LineEncoder, learn_tokenizer, sample_documents
 from midigpt.train_data import make_train_bin
 from tests.conftest import OF_TRACKS, SPLIT, documents, make_songs, melody, ok, refusal, run_script
 
