@@ -97,7 +97,7 @@ def _merge_fields(
     of_tokens.pre_tokenizer = pre_tokenizers.Split("\n", "removed")
     of_tokens.train_from_iterator(map(rewrite, texts), _trainer(vocab_size, [chr(_TOKEN + n) for n in range(size)], []))
 
-    vocabulary = {tokenizer.id_to_token(token): token for token in range(size)}
+    vocabulary = tokenizer.get_vocab()
     texts_of = {chr(_TOKEN + token): text for text, token in vocabulary.items()}
     merges = list(map(tuple, json.loads(tokenizer.to_str())["model"]["merges"]))
     for pair in json.loads(of_tokens.to_str())["model"]["merges"]:
