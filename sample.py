@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from midigpt.files import UserError, counted, parse_arguments, write_bytes
+from midigpt.general_midi import PROGRAMS, instrument
 from midigpt.keys import NOTE, read_note, read_scale, to_scale
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ class Args:
     seed: int | None = None
     """Take i is drawn with seed + i; without it another seed each time, which is named."""
     program: str | None = None
-    """Instrument without a prompt: a General MIDI program 0..127, or drums. In song layout all that may play, such as
-    0,0,32,drums, each as often as there may be parts of it (default: any)."""
+    """Instrument without a prompt: a General MIDI program 0..127 or its name, or drums. In song layout all that may
+    play, such as 0,0,cello,drums, each as often as there may be parts of it (default: any)."""
     tempo: float | None = None
     """Beats per minute without a prompt, 20..320."""
     meter: str | None = None
@@ -169,6 +170,8 @@ def write_takes(
     flag = "--keys" if args.keys else "--program" if args.program and language.is_song else ""
     if flag and language.encoding not in NOTES:
         raise UserError(f"{flag} can't be kept to: lines of the encoding {language.encoding} are written freely")
+    parts = prompt.score.tracks if prompt else ()
+    say_unheard(run, programs(args) or ["d" if part.is_drum else str(part.program) for part in parts])
     cut = prompt.cut(args.at) if prompt else 0
     if prompt:
         compose = continue_prompt(args, model, tokenizer, language, prompt, cut)
@@ -196,8 +199,8 @@ Write = Callable[[Path, list[str]], None]
 def begin(args: Args, model: "GPT", tokenizer: "Tokenizer", language: "Language") -> Iterator[Write]:
     """Pieces from nothing: a document each."""
     from midigpt.automaton import MARKS, PIANO
-    from midigpt.generate import compose
-    from midigpt.header import read_header
+    from midigpt.generate import MAX_NOTES, compose
+    from midigpt.header import read_header, split_header
     from midigpt.language import decode
     from midigpt.midi import write_midi
     from midigpt.takes import ending_at
@@ -218,6 +221,8 @@ def begin(args: Args, model: "GPT", tokenizer: "Tokenizer", language: "Language"
     if lost:
         print(f"sample: {counted(lost, 'take')} can't be read, and so left out")
     for text in texts:
+        if not length.is_given and language.module.count_notes(split_header(text)[1]) >= MAX_NOTES:
+            print(f"sample: a take has not come to an end in {MAX_NOTES} notes, and stops there")
         score = ending_at(decode([text], language), length.in_steps(read_header(text)))
         if args.key is not None:
             if all(track.is_drum for track in score.tracks):
@@ -316,11 +321,15 @@ def wishes(args: Args) -> dict[str, str]:
 
 def programs(args: Args) -> list[str]:
     """The wished programs, "d" for drums. Raises UserError for what is none."""
-    named = [] if args.program is None else args.program.lower().split(",")
+    named = [] if args.program is None else [name.strip() for name in args.program.lower().split(",")]
+    numbers = {"d": "d", "drums": "d"} | {name: str(number) for number, name in enumerate(PROGRAMS)}
+    numbers |= {str(number): str(number) for number in range(128)}
     for name in named:
-        if name not in ("d", "drums") and not (name.isdecimal() and int(name) < 128):
-            raise UserError(f"--program {args.program}: {name!r} is neither 0..127 nor drums")
-    return ["d" if name.startswith("d") else str(int(name)) for name in named]
+        if name not in numbers:
+            like = [known for known in PROGRAMS if name and name in known]
+            advice = f"; there is {', '.join(like)}" if like else ", nor a program's name, such as cello"
+            raise UserError(f"--program {args.program}: {name!r} is neither 0..127 nor drums{advice}")
+    return [numbers[name] for name in named]
 
 
 def key_range(args: Args) -> range | None:
@@ -385,6 +394,20 @@ def copied(index: "CopyIndex", score: "Score", cut: int) -> str:
         return "copies nothing"
     where = f"{copy.song}, part {copy.track}, bar {copy.bar}"
     return f"copies {counted(copy.notes, 'note')} at most ({copy.seconds:.1f} s), of {where}"
+
+
+def say_unheard(run: dict[str, Any], programs: list[str]) -> None:
+    """Say which instruments the model has never read: those that no training song has.
+
+    Of a model that went on from another's weights that is not known.
+    """
+    heard: dict[str, int] | None = run.get("data", {}).get("programs")
+    if heard is None or run.get("config", {}).get("init_from"):
+        return
+    most = ", ".join(instrument(program) for program in sorted(heard, key=lambda program: -heard[program])[:8])
+    for program in dict.fromkeys(programs):
+        if program not in heard:
+            print(f"sample: no training song has {instrument(program)}, so it may play anything; most have {most}")
 
 
 def show(args: Args, take: "Prompt", cut: int | None) -> list[str]:

@@ -21,6 +21,7 @@ parts, as have less than two million moments together, so that memory does not g
 only so many are kept.)
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class Passages:
     songs: list[str]
     moments: bytes  # MOMENT, END after each document or part
     docs: IntArray  # (D, 6) as in copies.docs.bin, counted from these moments and songs
+    programs: Counter[str]  # in how many of the songs each plays; "d" is drums
 
 
 def read_passages(some: Sequence[tuple[str, list[str]]], language: Language = TRACKS) -> Passages:
@@ -71,7 +73,14 @@ def read_passages(some: Sequence[tuple[str, list[str]]], language: Language = TR
     song = np.repeat(np.arange(len(some)), [len(texts) for _, texts in some])[instants.text]
     track = np.arange(1, len(song) + 1) - np.searchsorted(song, song)
     meter = np.array([header.meter or (4, 4) for header in instants.headers], np.int64).reshape(-1, 2).T
-    return Passages([name for name, _ in some], moments.tobytes(), np.stack([start, song, track, onset, *meter], 1))
+    plays = {
+        (number, "d" if header.is_drum else str(header.program or 0))
+        for number, header, notes in zip(song.tolist(), instants.headers, count.tolist(), strict=True)
+        if notes
+    }
+    programs = Counter(program for _, program in plays)
+    docs = np.stack([start, song, track, onset, *meter], 1)
+    return Passages([name for name, _ in some], moments.tobytes(), docs, programs)
 
 
 class Writer:
@@ -80,6 +89,7 @@ class Writer:
     def __init__(self, moments: IO[bytes], suffixes: IO[bytes], docs: IO[bytes], songs: IO[bytes]) -> None:
         self.blocks: list[int] = []  # where each ends
         self.documents = 0  # or parts
+        self.programs: Counter[str] = Counter()  # in how many songs each plays
         self._moments, self._suffixes, self._docs, self._songs = moments, suffixes, docs, songs
         self._block: list[IntArray] = []  # parts of the block that is not yet full
         self._size = self._total = self._songs_written = 0
@@ -93,6 +103,7 @@ class Writer:
         self._total += len(moments)
         self._songs_written += len(some.songs)
         self.documents += len(docs)
+        self.programs += some.programs
         ends = np.append(some.docs[1:, 0], len(moments)) if len(some.docs) else some.docs[:, 0]
         begin = 0
         while begin < len(moments):

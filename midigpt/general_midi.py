@@ -37,6 +37,11 @@ DRUM_KINDS = {
 }
 
 
+def instrument(program: str) -> str:
+    """The name of a program, written as a number, or "d"."""
+    return "drums" if program == "d" else PROGRAMS[int(program)]
+
+
 def drum_kind(pitch: int) -> str:
     """The kind of drum on a key of the drum channel."""
     return next((kind for kind, pitches in DRUM_KINDS.items() if pitch in pitches), "percussion")

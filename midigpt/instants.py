@@ -34,7 +34,7 @@ _HIGH = np.array([0 if key < 64 else 1 << (key - 64) for key in range(128)] + [0
 class Instants:
     """The instants at which notes begin, part by part. In the track layout a document is a part."""
 
-    headers: list[Header]  # (P,) of the parts; those of a song's parts say whether they are drums
+    headers: list[Header]  # (P,) of the parts; those of a song's parts say what plays
     text: IntArray  # (P,) the document of each part
     part: IntArray  # (L,) whose instant it is
     onset: IntArray  # (L,) grid steps since the document's beginning
@@ -130,7 +130,7 @@ def _parts(
     is_marked = (last >= 0) & (np.append(marks, -1)[last] > begin)
     found = document << 32 | np.where(is_marked, np.append(code, 1)[last], 1)
     parts, part = np.unique(found, return_inverse=True)
-    own = [replace(headers[key >> 32], is_drum=bool(key >> 31 & 1)) for key in parts.tolist()]
+    own = [replace(headers[key >> 32], is_drum=bool(key >> 31 & 1), program=key >> 24 & 127) for key in parts.tolist()]
     return part, parts >> 32, own
 
 
@@ -186,9 +186,7 @@ def _changes(values: IntArray, is_next: bool = False) -> NDArray[np.bool_]:
     return np.append(differs, True)[: len(values)] if is_next else np.append(True, differs)[: len(values)]
 
 
-def _clock(
-    text: NDArray[np.uint8], newline: IntArray, slash: IntArray, document: IntArray
-) -> NDArray[np.float64]:
+def _clock(text: NDArray[np.uint8], newline: IntArray, slash: IntArray, document: IntArray) -> NDArray[np.float64]:
     """When each line ends, in beats since its document's beginning: the sum of times."""
     beats = _number_before(text, slash) / np.maximum(_number_before(text, newline), 1)
     clock = np.cumsum(beats)

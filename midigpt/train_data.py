@@ -96,6 +96,7 @@ def make_train_bin(
             **asdict(split),
             "train": asdict(counts[0]),
             "val": asdict(counts[1]),
+            "programs": dict(sorted(index.programs.items())),  # in how many training songs each plays
             "copies": {"blocks": index.blocks, "documents": index.documents},
         },
     )

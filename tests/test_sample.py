@@ -4,14 +4,18 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import sample
 from midigpt.bpe import train_tokenizer
 from midigpt.checkpoint import save_checkpoint
+from midigpt.files import read_json
+from midigpt.general_midi import instrument
 from midigpt.keys import find_scale
 from midigpt.language import TRACKS, Language
 from midigpt.midi import read_midi, write_midi
@@ -122,6 +126,23 @@ def test_wishes_are_met_and_the_length_is_the_one_asked_for(trained: Path, tmp_p
     assert int(re.search(r"notes, (\d+) s;", out)[1]) in (9, 10)
 
 
+def test_instruments_have_names_and_one_that_training_did_not_have_is_told(trained: Path, tmp_path: Path) -> None:
+    heard = read_json(trained / "train" / "meta.json")["programs"]
+    flags = ("--root", trained, "--out", tmp_path, "--notes", "5", "--program")
+    assert "42" not in heard and "0" in heard
+    most = instrument(max(heard, key=heard.get))
+    out = ok(run_script("sample.py", *flags, "cello"))
+    assert read_midi(tmp_path / "take-0001.mid").tracks[0].program == 42
+    assert f"no training song has cello, so it may play anything; most have {most}" in out
+    assert "no training song" not in ok(run_script("sample.py", *flags, "Grand piano"))
+    write_midi(melody(1, program=42), tmp_path / "prompt.mid")
+    assert "no training song has cello" in ok(run_script("sample.py", *flags[:6], "--prompt", tmp_path / "prompt.mid"))
+    other = Path(shutil.copytree(trained / "train" / "runs" / "default" / "best", tmp_path / "tuned"))
+    run = read_json(other / "run.json")
+    (other / "run.json").write_text(json.dumps(run | {"config": run["config"] | {"init_from": "elsewhere"}}))
+    assert "no training song" not in ok(run_script("sample.py", *flags, "cello", "--model", other))
+
+
 def test_a_take_says_what_it_copies(trained: Path, tmp_path: Path) -> None:
     flags = ("--root", trained, "--out", tmp_path, "--notes", "20")
     out = ok(run_script("sample.py", *flags))
@@ -221,6 +242,17 @@ def test_a_song_from_nothing_has_the_parts_asked_for(song_model: Path, tmp_path:
     assert [track.is_drum for track in read_midi(tmp_path / "take-0005.mid").tracks] == [True]
 
 
+def test_a_take_that_does_not_end_is_told(
+    song_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("midigpt.generate.MAX_NOTES", 10)
+    args = sample.Args(root=tmp_path, model=song_model, out=tmp_path, seed=1)
+    sample.main(args)
+    assert "a take has not come to an end in 10 notes, and stops there" in capsys.readouterr().out
+    sample.main(replace(args, notes=10))
+    assert "has not come to an end" not in capsys.readouterr().out
+
+
 def test_a_song_of_more_parts_than_channels_is_written(song_model: Path, tmp_path: Path) -> None:
     flags = ("--root", tmp_path, "--out", tmp_path, "--model", song_model, "--notes", "500")
     ok(run_script("sample.py", *flags, "--program", ",".join(str(n // 2) for n in range(40)) + ",d,d"))
@@ -305,6 +337,7 @@ def test_what_is_missing_for_a_take_is_named(trained: Path, tmp_path: Path, prom
     [
         (("--program", "200"), "neither 0..127 nor drums"),
         (("--program", "0,,3"), "'' is neither 0..127 nor drums"),
+        (("--program", "cello,flut"), "'flut' is neither 0..127 nor drums; there is flute, pan flute"),
         (("--program", "drums,d", "--keys", "C2-C6"), "no --key and no --keys"),
         (("--program", "drums", "--key", "C"), "no --key and no --keys"),
         (("--keys", "C4"), "is not two notes"),

@@ -25,6 +25,7 @@ from midigpt.header import LanguageError, read_header, split_header
 from midigpt.index import index_files, language, open_index, songs, totals
 from midigpt.language import TRACKS, Language, decode, encode, in_key
 from midigpt.midi import load_midi, write_midi
+from midigpt.normal import Layout
 from midigpt.score import Score
 from midigpt.sides import Side, load_side
 from midigpt.tokenizer import learn_tokenizer, load_tokenizer
@@ -373,6 +374,27 @@ def test_train_bin_has_every_song_and_says_its_language(packed: Path) -> None:
             assert tokenizer.decode(side.tokens[lines:end].tolist()) in written
             assert "program" not in tokenizer.decode(side.tokens[start:lines].tolist())
     assert tokenizer.decode(val.tokens[1 : val.docs[0, 1]].tolist()) == "# tempo=100 meter=4/4\n"
+
+
+@pytest.mark.parametrize("layout", ["song", "track"])
+@pytest.mark.parametrize("encoding", ["anchored", "messages"])
+def test_train_bin_says_in_how_many_training_songs_each_instrument_plays(
+    tmp_path: Path, layout: Layout, encoding: str
+) -> None:
+    raw_data = tmp_path / "raw_data"
+    raw_data.mkdir()
+    for number in range(12):
+        tracks = band(number).tracks + melody(number + 400, program=40 + number % 3).tracks
+        write_midi(Score(480, tracks, 100.0), raw_data / f"band{number:02d}.mid")
+    index_files(tmp_path)
+    convert(tmp_path, layout=layout, encoding=encoding)
+    learn_tokenizer(tmp_path, 400, SPLIT)
+    make_train_bin(tmp_path, SPLIT)
+    training = [int(song.name[4:]) for song in songs(tmp_path) if not SPLIT.is_val(song)]
+    strings = {str(40 + n): sum(number % 3 == n for number in training) for n in range(3)}
+    everywhere = dict.fromkeys(["0", "33", "d"], len(training))
+    assert load_side(tmp_path, "train")[1]["programs"] == everywhere | strings
+    assert len(training) < 12
 
 
 def test_a_checkpoint_of_another_language_gives_no_tokenizer(packed: Path, tmp_path: Path) -> None:
