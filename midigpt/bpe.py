@@ -9,7 +9,7 @@ music (docs/encodings.md).
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -44,10 +44,9 @@ def base_alphabet(language: Language) -> list[str]:
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, language: Language = TRACKS, more_characters: str = ""
+    texts: Sequence[str], vocab_size: int, language: Language = TRACKS, more_characters: str = ""
 ) -> Tokenizer:
     """A tokenizer learned from documents, of so many tokens, or fewer if no other two stand together twice."""
-    texts = list(texts)
     pieces = pre_tokenizers.Split(Regex(_SONG_PIECES if language.is_song else _PIECES), "isolated")
     fields = pre_tokenizers.Split(Regex(_FIELDS), "isolated")
     tokenizer = Tokenizer(models.BPE())
@@ -76,7 +75,7 @@ def _trainer(vocab_size: int, alphabet: list[str], special_tokens: list[str]) ->
 
 
 def _merge_fields(
-    tokenizer: Tokenizer, texts: list[str], pieces: pre_tokenizers.PreTokenizer, vocab_size: int
+    tokenizer: Tokenizer, texts: Sequence[str], pieces: pre_tokenizers.PreTokenizer, vocab_size: int
 ) -> models.BPE:
     """The tokenizer's model with more merges, of its tokens within pieces.
 

@@ -43,17 +43,10 @@ def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenize
     smallest = len(base_alphabet(spoken)) + 1
     if not smallest <= vocab_size <= MAX_VOCAB_SIZE:
         raise UserError(f"--vocab-size {vocab_size} is not in {smallest}..{MAX_VOCAB_SIZE}; 1024 is usual")
-    read = 0
-
-    def texts() -> Iterator[str]:
-        nonlocal read
-        for text in sample_documents(root, split):
-            read += 1
-            yield text
-
-    tokenizer = train_tokenizer(texts(), vocab_size, spoken)
-    if not read:
+    texts = list(sample_documents(root, split))
+    if not texts:
         raise UserError(f"all songs are held out; ask for less than --val-fraction {split.val_fraction}")
+    tokenizer = train_tokenizer(texts, vocab_size, spoken)
     path = tokenizer_path(root)
     meta = path.with_suffix(".meta.json")
     with replacing(path) as temporary:
@@ -63,7 +56,7 @@ def learn_tokenizer(root: Path, vocab_size: int, split: Split) -> tuple[Tokenize
         meta,
         {"language": str(spoken), "sha256": file_sha256(path), "val_fraction": split.val_fraction, "seed": split.seed},
     )
-    return tokenizer, read
+    return tokenizer, len(texts)
 
 
 def sample_documents(root: Path, split: Split) -> Iterator[str]:
