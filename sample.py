@@ -73,7 +73,7 @@ class Args:
     """Take i is drawn with seed + i; without it another seed each time, which is named."""
     program: str | None = None
     """Instrument without a prompt: a General MIDI program 0..127 or its name, or drums. In song layout all that may
-    play, such as 0,0,cello,drums, each as often as there may be parts of it (default: any)."""
+    play, such as 0,0,cello,drums, each as often as there may be parts of it (default: any that training songs have)."""
     tempo: float | None = None
     """Beats per minute without a prompt, 20..320."""
     meter: str | None = None
@@ -150,7 +150,7 @@ def write_takes(
     args: Args, folder: Path, device: str, recipe: dict[str, Any] | None = None, only: int | None = None
 ) -> list[Path]:
     """Write all takes that are asked for, or the one of that number alone; with a recipe, or one made here."""
-    from midigpt.checkpoint import load_checkpoint
+    from midigpt.checkpoint import heard_programs, load_checkpoint
     from midigpt.copies import open_copies
     from midigpt.grammar import NOTES
     from midigpt.language import read_language
@@ -170,13 +170,15 @@ def write_takes(
     flag = "--keys" if args.keys else "--program" if args.program and language.is_song else ""
     if flag and language.encoding not in NOTES:
         raise UserError(f"{flag} can't be kept to: lines of the encoding {language.encoding} are written freely")
-    parts = prompt.score.tracks if prompt else ()
-    say_unheard(run, programs(args) or ["d" if part.is_drum else str(part.program) for part in parts])
+    heard = heard_programs(run)
+    if heard is not None:
+        parts = prompt.score.tracks if prompt else ()
+        say_unheard(heard, programs(args) or ["d" if part.is_drum else str(part.program) for part in parts])
     cut = prompt.cut(args.at) if prompt else 0
     if prompt:
         compose = continue_prompt(args, model, tokenizer, language, prompt, cut)
     else:
-        compose = begin(args, model, tokenizer, language)
+        compose = begin(args, model, tokenizer, language, heard)
     try:
         index, unknown = open_copies(args.root), ""
     except UserError as error:
@@ -196,9 +198,11 @@ def write_takes(
 Write = Callable[[Path, list[str]], None]
 
 
-def begin(args: Args, model: "GPT", tokenizer: "Tokenizer", language: "Language") -> Iterator[Write]:
-    """Pieces from nothing: a document each."""
-    from midigpt.automaton import MARKS, PIANO
+def begin(
+    args: Args, model: "GPT", tokenizer: "Tokenizer", language: "Language", heard: dict[str, int] | None
+) -> Iterator[Write]:
+    """Pieces from nothing: a document each, for the programs that are wished, or any that training songs have."""
+    from midigpt.automaton import PIANO, marks_of
     from midigpt.generate import MAX_NOTES, compose
     from midigpt.header import read_header, split_header
     from midigpt.language import decode
@@ -214,7 +218,8 @@ def begin(args: Args, model: "GPT", tokenizer: "Tokenizer", language: "Language"
     if args.key is not None:  # half an octave of room for moving
         keys = range(keys[0] + 6, keys[-1] - 5)
     before = [named[:place].count(name) for place, name in enumerate(named)]
-    marks = [f"{name}.{n + 1}" if n else name for name, n in zip(named, before, strict=True)] or MARKS
+    marks = [f"{name}.{n + 1}" if n else name for name, n in zip(named, before, strict=True)]
+    marks = marks or marks_of(heard)
     texts = compose(model, tokenizer, language, drawing(args), wished, length, args.takes, keys, marks=marks)
     if (lost := args.takes - len(texts)) == args.takes:
         raise UserError("nothing that the model writes can be read; train it longer")
@@ -396,14 +401,8 @@ def copied(index: "CopyIndex", score: "Score", cut: int) -> str:
     return f"copies {counted(copy.notes, 'note')} at most ({copy.seconds:.1f} s), of {where}"
 
 
-def say_unheard(run: dict[str, Any], programs: list[str]) -> None:
-    """Say which instruments the model has never read: those that no training song has.
-
-    Of a model that went on from another's weights that is not known.
-    """
-    heard: dict[str, int] | None = run.get("data", {}).get("programs")
-    if heard is None or run.get("config", {}).get("init_from"):
-        return
+def say_unheard(heard: dict[str, int], programs: list[str]) -> None:
+    """Say which instruments no training song has; `heard` says in how many each plays that is there."""
     most = ", ".join(instrument(program) for program in sorted(heard, key=lambda program: -heard[program])[:8])
     for program in dict.fromkeys(programs):
         if program not in heard:

@@ -170,6 +170,16 @@ def language_of(run: dict[str, Any]) -> Language:
     return read_language(str(run.get("language")))
 
 
+def heard_programs(run: dict[str, Any]) -> dict[str, int] | None:
+    """In how many training songs each program plays, "d" for drums, by a checkpoint's run.json.
+
+    None where that does not tell: of older checkpoints, and of models that went on from another's weights.
+    """
+    if run.get("config", {}).get("init_from"):
+        return None
+    return run.get("data", {}).get("programs") or None
+
+
 def load_state(folder: Path) -> dict[str, Tensor]:
     """The tensors that save_checkpoint was given as state, on the CPU; nothing is unpickled. Raises UserError."""
     path = folder / "state.safetensors"

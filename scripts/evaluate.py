@@ -81,7 +81,8 @@ def check(args: Args) -> None:
 def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[Score]]":
     """Let the model read what is held out, write takes, and compare; gives the valid takes, too."""
     from midigpt import index
-    from midigpt.checkpoint import load_checkpoint
+    from midigpt.automaton import marks_of
+    from midigpt.checkpoint import heard_programs, load_checkpoint
     from midigpt.devices import autocast, find_device
     from midigpt.documents import Split
     from midigpt.evaluate import Evaluation, unigram_bits_per_note
@@ -109,7 +110,8 @@ def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[Score]]":
     bits = Evaluation(val, tokenizer, model.config.block_size)(model, device, autocast(device)).bits_per_note
 
     drawing = Drawing(args.temperature, args.top_k, args.top_p, args.min_p, args.seed)
-    takes = compose(model, tokenizer, language, drawing, length=Length(notes=notes), takes=args.takes)
+    length, marks = Length(notes=notes), marks_of(heard_programs(run))
+    takes = compose(model, tokenizer, language, drawing, length=length, takes=args.takes, marks=marks)
     valid = [text for text in takes if is_valid(text, language)]
     groups, remarks = judge(args.root, valid, held_out, training, notes, args.seed, language)
     if _music(run["data"]) != _music(meta):

@@ -41,8 +41,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from midigpt.automaton import marks_of
 from midigpt.batches import Batches
-from midigpt.checkpoint import find_checkpoint, load_checkpoint, load_state, save_checkpoint
+from midigpt.checkpoint import find_checkpoint, heard_programs, load_checkpoint, load_state, save_checkpoint
 from midigpt.devices import (
     autocast,
     device_name,
@@ -278,7 +279,8 @@ def write_take() -> str | None:
     try:
         with fitting("nothing: the run goes on without takes"):
             drawing, length = Drawing(seed=config.seed + done), Length(notes=TAKE_NOTES[language.layout])
-            documents = compose(average, tokenizer, language, drawing, length=length)
+            marks = marks_of(heard_programs({"data": meta, "config": as_table(config)}))
+            documents = compose(average, tokenizer, language, drawing, length=length, marks=marks)
     except UserError:
         return None
     if not documents:

@@ -253,6 +253,19 @@ def test_a_take_that_does_not_end_is_told(
     assert "has not come to an end" not in capsys.readouterr().out
 
 
+def test_songs_from_nothing_have_instruments_that_training_songs_have(song_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(song_model, tmp_path / "model"))
+    run = read_json(model / "run.json")
+    flags = ("--root", tmp_path, "--out", tmp_path, "--model", model, "--notes", "60", "--takes", "2")
+    for number, heard in ((1, {"7": 3, "33": 2, "d": 1}), (3, {"d": 9})):
+        (model / "run.json").write_text(json.dumps(run | {"data": {"programs": heard}}))
+        ok(run_script("sample.py", *flags))
+        tracks = [t for n in (0, 1) for t in read_midi(tmp_path / f"take-{number + n:04d}.mid").tracks]
+        assert {"d" if track.is_drum else str(track.program) for track in tracks} == heard.keys()
+    out = ok(run_script("sample.py", *flags, "--program", "7"))
+    assert "no training song has clavinet" in out
+
+
 def test_a_song_of_more_parts_than_channels_is_written(song_model: Path, tmp_path: Path) -> None:
     flags = ("--root", tmp_path, "--out", tmp_path, "--model", song_model, "--notes", "500")
     ok(run_script("sample.py", *flags, "--program", ",".join(str(n // 2) for n in range(40)) + ",d,d"))
