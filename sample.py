@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from midigpt.files import UserError, counted, parse_arguments, write_bytes
-from midigpt.general_midi import PROGRAMS, instrument
+from midigpt.general_midi import PROGRAMS, instrument, read_instrument
 from midigpt.keys import NOTE, read_note, read_scale, to_scale
 
 if TYPE_CHECKING:
@@ -170,13 +170,9 @@ def write_takes(
     flag = "--keys" if args.keys else "--program" if args.program and language.is_song else ""
     if flag and language.encoding not in NOTES:
         raise UserError(f"{flag} can't be kept to: lines of the encoding {language.encoding} are written freely")
-    heard = heard_programs(run)
-    if heard is not None:
-        parts = prompt.score.tracks if prompt else ()
-        say_unheard(heard, programs(args) or ["d" if part.is_drum else str(part.program) for part in parts])
-    cut = prompt.cut(args.at) if prompt else 0
+    cut, heard = prompt.cut(args.at) if prompt else 0, heard_programs(run)
     if prompt:
-        compose = continue_prompt(args, model, tokenizer, language, prompt, cut)
+        compose = continue_prompt(args, model, tokenizer, language, prompt, cut, heard)
     else:
         compose = begin(args, model, tokenizer, language, heard)
     try:
@@ -203,7 +199,7 @@ def begin(
 ) -> Iterator[Write]:
     """Pieces from nothing: a document each, for the programs that are wished, or any that training songs have."""
     from midigpt.automaton import PIANO, marks_of
-    from midigpt.generate import MAX_NOTES, compose
+    from midigpt.generate import compose
     from midigpt.header import read_header, split_header
     from midigpt.language import decode
     from midigpt.midi import write_midi
@@ -218,16 +214,16 @@ def begin(
     if args.key is not None:  # half an octave of room for moving
         keys = range(keys[0] + 6, keys[-1] - 5)
     before = [named[:place].count(name) for place, name in enumerate(named)]
-    marks = [f"{name}.{n + 1}" if n else name for name, n in zip(named, before, strict=True)]
-    marks = marks or marks_of(heard)
+    marks = [f"{name}.{n + 1}" if n else name for name, n in zip(named, before, strict=True)] or marks_of(heard)
+    say_unheard(heard, programs(args))
     texts = compose(model, tokenizer, language, drawing(args), wished, length, args.takes, keys, marks=marks)
     if (lost := args.takes - len(texts)) == args.takes:
         raise UserError("nothing that the model writes can be read; train it longer")
     if lost:
         print(f"sample: {counted(lost, 'take')} can't be read, and so left out")
     for text in texts:
-        if not length.is_given and language.module.count_notes(split_header(text)[1]) >= MAX_NOTES:
-            print(f"sample: a take has not come to an end in {MAX_NOTES} notes, and stops there")
+        if not length.is_given:
+            say_endless(language.module.count_notes(split_header(text)[1]))
         score = ending_at(decode([text], language), length.in_steps(read_header(text)))
         if args.key is not None:
             if all(track.is_drum for track in score.tracks):
@@ -237,7 +233,13 @@ def begin(
 
 
 def continue_prompt(
-    args: Args, model: "GPT", tokenizer: "Tokenizer", language: "Language", prompt: "Prompt", cut: int
+    args: Args,
+    model: "GPT",
+    tokenizer: "Tokenizer",
+    language: "Language",
+    prompt: "Prompt",
+    cut: int,
+    heard: dict[str, int] | None,
 ) -> Iterator[Write]:
     """The prompt up to the cut, and behind it its parts, or one of them, going on."""
     from midigpt.splice import continue_midi
@@ -245,11 +247,15 @@ def continue_prompt(
 
     only = args.track and args.track - 1
     readings = read_prompt(prompt, cut, language, args.prompt_bars, key_range(args), only)
-    if all(prompt.score.tracks[part.track].is_drum for reading in readings for part in reading.parts.values()):
+    playing = [prompt.score.tracks[part.track] for reading in readings for part in reading.parts.values()]
+    say_unheard(heard, ["d" if track.is_drum else str(track.program) for track in playing])
+    if all(track.is_drum for track in playing):
         print(f"sample: what goes on of {prompt.path} is drums alone, and so is the continuation")
     length = wanted_length(args)
     takes = continuations(model, tokenizer, language, drawing(args), prompt, cut, readings, length, args.takes)
     for tracks in takes:
+        if not length.is_given:
+            say_endless((sum if language.is_song else max)(map(len, tracks.values())))
 
         def write(path: Path, texts: list[str], tracks: "dict[int, Track]" = tracks) -> None:
             write_bytes(path, continue_midi(prompt, cut, tracks, texts))
@@ -327,14 +333,15 @@ def wishes(args: Args) -> dict[str, str]:
 def programs(args: Args) -> list[str]:
     """The wished programs, "d" for drums. Raises UserError for what is none."""
     named = [] if args.program is None else [name.strip() for name in args.program.lower().split(",")]
-    numbers = {"d": "d", "drums": "d"} | {name: str(number) for number, name in enumerate(PROGRAMS)}
-    numbers |= {str(number): str(number) for number in range(128)}
+    found = []
     for name in named:
-        if name not in numbers:
-            like = [known for known in PROGRAMS if name and name in known]
-            advice = f"; there is {', '.join(like)}" if like else ", nor a program's name, such as cello"
-            raise UserError(f"--program {args.program}: {name!r} is neither 0..127 nor drums{advice}")
-    return [numbers[name] for name in named]
+        program = read_instrument(name)
+        if program is None:
+            like = [known for known in ("drums", *PROGRAMS) if len(name) > 2 and name in known][:8]
+            advice = f"do you mean {' or '.join(like)}?" if like else "give 0..127, a General MIDI name, or drums"
+            raise UserError(f"--program {args.program}: {name!r} is no instrument; {advice}")
+        found.append(program)
+    return found
 
 
 def key_range(args: Args) -> range | None:
@@ -401,12 +408,23 @@ def copied(index: "CopyIndex", score: "Score", cut: int) -> str:
     return f"copies {counted(copy.notes, 'note')} at most ({copy.seconds:.1f} s), of {where}"
 
 
-def say_unheard(heard: dict[str, int], programs: list[str]) -> None:
-    """Say which instruments no training song has; `heard` says in how many each plays that is there."""
-    most = ", ".join(instrument(program) for program in sorted(heard, key=lambda program: -heard[program])[:8])
-    for program in dict.fromkeys(programs):
-        if program not in heard:
-            print(f"sample: no training song has {instrument(program)}, so it may play anything; most have {most}")
+def say_unheard(heard: dict[str, int] | None, programs: list[str]) -> None:
+    """Say which of the instruments no training song has; `heard` is in how many songs each plays, if that is known."""
+    if unheard := [program for program in dict.fromkeys(programs) if heard is not None and program not in heard]:
+        names = " or ".join(map(instrument, unheard))
+        often = sorted(heard or {}, key=lambda program: -(heard or {})[program])[:8]
+        print(
+            f"sample: no training song has {names}, so the model does not know how to play that;"
+            f" it has learned most of {', '.join(map(instrument, often))}"
+        )
+
+
+def say_endless(notes: int) -> None:
+    """Say so where a take of so many notes that might have ended has not."""
+    from midigpt.generate import MAX_NOTES
+
+    if notes >= MAX_NOTES:
+        print(f"sample: a take has not come to an end in {MAX_NOTES} notes, and stops there")
 
 
 def show(args: Args, take: "Prompt", cut: int | None) -> list[str]:

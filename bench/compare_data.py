@@ -180,9 +180,9 @@ def pack_text(way: Way, sides: dict[str, list[tuple[str, Score]]]) -> tuple[dict
         side: [(name, *document) for name, score in pieces for document in write_documents(way, score)]
         for side, pieces in sides.items()
     }
-    size = way.vocab_size or len(base_alphabet(language)) + 1
     more = "'" if way.switch == "bars" else ""
-    tokenizer = train_tokenizer([*_to_learn(written["train"], language)], size + len(more), language, more)
+    size = way.vocab_size or len(base_alphabet(language)) + len(more) + 1
+    tokenizer = train_tokenizer([*_to_learn(written["train"], language)], size, language, more)
     written["train"] = [copy for document in written["train"] for copy in _in_keys(way, language, *document)]
     encode_lines = LineEncoder(tokenizer, language)
     arrays: dict[str, np.ndarray] = {}

@@ -1,11 +1,11 @@
 """Byte-pair encoding that learns fields first, then what stands together in a line.
 
 A note of the language has fields: whose it is, its pitch, loudness and length, the time to what follows. Merges are
-learned in two steps: within fields, as many as there are; and if the vocabulary has room left, of fields, within a line
-(in the song layout, within one part's notes of a line). So where notes are various each token is a field, and where
-they are few whole chords are tokens. Plain byte-pair encoding (Gage 1994; for language models Sennrich et al.,
-arXiv 1508.07909), which learns whole notes even where each is rare, needed 10 % more bits per note on piano and rock
-music (docs/encodings.md).
+learned in two steps: within fields, until the vocabulary is full or no two tokens stand together twice within one;
+then, if there is room left, of fields within a line (in the song layout, within one part's notes of a line). So where
+notes are various no token holds more than a field, and where they are few whole chords are tokens. Plain byte-pair
+encoding (Gage 1994; for language models Sennrich et al., arXiv 1508.07909) learns whole notes even where each is rare,
+which costs bits (docs/encodings.md).
 """
 
 import json
@@ -20,9 +20,10 @@ START_ID = 0
 
 _MARK = r"(?:d|[0-9]+)(?:\.[0-9]+)?@"
 _TIME = "[0-9]+/[0-9]+"
-# In the header a name, or its value; in lines a part mark, a pitch, a length, or else a number with its letter and what
-# ends it, or a character.
-_FIELDS = rf" [a-z]+=|(?<=[a-z]=)[^ \n]+|{_MARK}|[0-9]+[+=-]|:{_TIME}\||[a-z]?[0-9]+(?:/[0-9]+)?\|?\n?|.|\n"
+_NAME, _VALUE = " [a-z]+=", r"(?<=[a-z]=)[^ \n]+"  # in the header
+_PITCH, _LENGTH = "[0-9]+[+=-]", rf":{_TIME}\|"
+_NUMBER = r"[a-z]?[0-9]+(?:/[0-9]+)?\|?\n?"  # loudness, the line's time, or n67 and the like of other encodings
+_FIELDS = "|".join([_NAME, _VALUE, _MARK, _PITCH, _LENGTH, _NUMBER, r".|\n"])
 
 # A line is one piece; so is each field of the header (with the space before it), its "#" and its newline. In the song
 # layout a line is cut in front of each part mark, so that a token has notes of one part only.
@@ -46,7 +47,10 @@ def base_alphabet(language: Language) -> list[str]:
 def train_tokenizer(
     texts: Sequence[str], vocab_size: int, language: Language = TRACKS, more_characters: str = ""
 ) -> Tokenizer:
-    """A tokenizer learned from documents, of so many tokens, or fewer if no other two stand together twice."""
+    """A tokenizer learned from documents, of so many tokens, or fewer if no other two stand together twice.
+
+    It has the language's alphabet, and `more_characters`, whatever the size; texts lose characters that are not in it.
+    """
     pieces = pre_tokenizers.Split(Regex(_SONG_PIECES if language.is_song else _PIECES), "isolated")
     fields = pre_tokenizers.Split(Regex(_FIELDS), "isolated")
     tokenizer = Tokenizer(models.BPE())

@@ -42,6 +42,15 @@ def instrument(program: str) -> str:
     return "drums" if program == "d" else PROGRAMS[int(program)]
 
 
+def read_instrument(name: str) -> str | None:
+    """The program of that number or name, as a number, or "d" for drums; None where there is none."""
+    if name in ("d", "drums"):
+        return "d"
+    if name.isdecimal() and int(name) < len(PROGRAMS):
+        return str(int(name))
+    return str(PROGRAMS.index(name)) if name in PROGRAMS else None
+
+
 def drum_kind(pitch: int) -> str:
     """The kind of drum on a key of the drum channel."""
     return next((kind for kind, pitches in DRUM_KINDS.items() if pitch in pitches), "percussion")

@@ -127,8 +127,7 @@ def long_songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     """The smallest there can be: a token for each character."""
-    tokenizer = train_tokenizer(["0+10|1/1\n"], len(TRACKS.alphabet) + 1)
-    return tokenizer
+    return train_tokenizer(["0+10|1/1\n"], len(TRACKS.alphabet) + 1)
 
 
 @pytest.fixture(scope="session")

@@ -208,8 +208,7 @@ def test_a_step_of_fixed_shapes_writes_the_same(untrained: GPT, learned: Tokeniz
 @pytest.fixture(scope="module")
 def of_songs() -> Tokenizer:
     tunes = [[melody(3 * seed + n, 30, n == 2, 12 * n).tracks[0] for n in range(3)] for seed in range(20)]
-    tokenizer = train_tokenizer([encode(Score(480, tuple(t), 90.0), None, SONGS)[0].text for t in tunes], 300, SONGS)
-    return tokenizer
+    return train_tokenizer([encode(Score(480, tuple(t), 90.0), None, SONGS)[0].text for t in tunes], 300, SONGS)
 
 
 @pytest.fixture(scope="module")

@@ -133,10 +133,12 @@ def test_instruments_have_names_and_one_that_training_did_not_have_is_told(train
     most = instrument(max(heard, key=heard.get))
     out = ok(run_script("sample.py", *flags, "cello"))
     assert read_midi(tmp_path / "take-0001.mid").tracks[0].program == 42
-    assert f"no training song has cello, so it may play anything; most have {most}" in out
+    assert "no training song has cello, so the model does not know" in out and f"most of {most}" in out
     assert "no training song" not in ok(run_script("sample.py", *flags, "Grand piano"))
-    write_midi(melody(1, program=42), tmp_path / "prompt.mid")
-    assert "no training song has cello" in ok(run_script("sample.py", *flags[:6], "--prompt", tmp_path / "prompt.mid"))
+    write_midi(Score(480, melody(1, program=42).tracks + melody(2).tracks, 100.0), tmp_path / "prompt.mid")
+    prompted = (*flags[:6], "--prompt", tmp_path / "prompt.mid")
+    assert "no training song has cello" in ok(run_script("sample.py", *prompted))
+    assert "no training song" not in ok(run_script("sample.py", *prompted, "--track", "2"))
     other = Path(shutil.copytree(trained / "train" / "runs" / "default" / "best", tmp_path / "tuned"))
     run = read_json(other / "run.json")
     (other / "run.json").write_text(json.dumps(run | {"config": run["config"] | {"init_from": "elsewhere"}}))
@@ -247,10 +249,12 @@ def test_a_take_that_does_not_end_is_told(
 ) -> None:
     monkeypatch.setattr("midigpt.generate.MAX_NOTES", 10)
     args = sample.Args(root=tmp_path, model=song_model, out=tmp_path, seed=1)
-    sample.main(args)
-    assert "a take has not come to an end in 10 notes, and stops there" in capsys.readouterr().out
-    sample.main(replace(args, notes=10))
-    assert "has not come to an end" not in capsys.readouterr().out
+    write_midi(Score(480, (melody(5).tracks[0], melody(6, program=7).tracks[0]), 100.0), tmp_path / "prompt.mid")
+    for wished in (args, replace(args, prompt=tmp_path / "prompt.mid", ending=True)):
+        sample.main(wished)
+        assert "a take has not come to an end in 10 notes, and stops there" in capsys.readouterr().out
+        sample.main(replace(wished, notes=10, ending=False))
+        assert "has not come to an end" not in capsys.readouterr().out
 
 
 def test_songs_from_nothing_have_instruments_that_training_songs_have(song_model: Path, tmp_path: Path) -> None:
@@ -261,7 +265,7 @@ def test_songs_from_nothing_have_instruments_that_training_songs_have(song_model
         (model / "run.json").write_text(json.dumps(run | {"data": {"programs": heard}}))
         ok(run_script("sample.py", *flags))
         tracks = [t for n in (0, 1) for t in read_midi(tmp_path / f"take-{number + n:04d}.mid").tracks]
-        assert {"d" if track.is_drum else str(track.program) for track in tracks} == heard.keys()
+        assert {"d" if track.is_drum else str(track.program) for track in tracks} <= heard.keys()
     out = ok(run_script("sample.py", *flags, "--program", "7"))
     assert "no training song has clavinet" in out
 
@@ -348,9 +352,9 @@ def test_what_is_missing_for_a_take_is_named(trained: Path, tmp_path: Path, prom
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--program", "200"), "neither 0..127 nor drums"),
-        (("--program", "0,,3"), "'' is neither 0..127 nor drums"),
-        (("--program", "cello,flut"), "'flut' is neither 0..127 nor drums; there is flute, pan flute"),
+        (("--program", "200"), "'200' is no instrument; give 0..127, a General MIDI name, or drums"),
+        (("--program", "0,,3"), "'' is no instrument"),
+        (("--program", "cello,flut"), "'flut' is no instrument; do you mean flute or pan flute?"),
         (("--program", "drums,d", "--keys", "C2-C6"), "no --key and no --keys"),
         (("--program", "drums", "--key", "C"), "no --key and no --keys"),
         (("--keys", "C4"), "is not two notes"),

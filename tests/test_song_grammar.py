@@ -36,14 +36,12 @@ def band(seed: int) -> Score:
 
 @pytest.fixture(scope="module")
 def characters() -> Tokenizer:
-    tokenizer = train_tokenizer(["0@0+10|1/1\n"], len(SONGS.alphabet) + 1, SONGS)
-    return tokenizer
+    return train_tokenizer(["0@0+10|1/1\n"], len(SONGS.alphabet) + 1, SONGS)
 
 
 @pytest.fixture(scope="module")
 def learned() -> Tokenizer:
-    tokenizer = train_tokenizer([encode(band(seed), None, SONGS)[0].text for seed in range(30)], 400, SONGS)
-    return tokenizer
+    return train_tokenizer([encode(band(seed), None, SONGS)[0].text for seed in range(30)], 400, SONGS)
 
 
 def follow(grammar: Grammar, tokenizer: Tokenizer, text: str, place: Place | None = None) -> Place:
