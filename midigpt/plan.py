@@ -1,6 +1,8 @@
 """What a training run chooses by itself: the model's size, its length, its schedule, how much it regularises."""
 
 import math
+from collections import deque
+from statistics import median
 
 SMALL_TOKENS = 5_000_000  # of training data, from which on `small` pays on a GPU
 BASE_TOKENS = 100_000_000
@@ -68,6 +70,18 @@ def steps_that_fit(done: int, seconds_left: float, step_seconds: float, eval_int
     """The step at which a run must end to end in time; at least the next."""
     per_step = step_seconds + eval_seconds / eval_interval
     return done + max(int((seconds_left * (1 - MARGIN) - eval_seconds) / per_step), 1)
+
+
+class Pace:
+    """The usual time of what is done again and again: the median of its last nine, which one stall does not change."""
+
+    def __init__(self) -> None:
+        self._last: deque[float] = deque(maxlen=9)
+
+    def add(self, seconds: float) -> float:
+        """Take one more time; the usual one now."""
+        self._last.append(seconds)
+        return median(self._last)
 
 
 def averaging_weight(step: int, max_steps: int) -> float:

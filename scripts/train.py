@@ -60,6 +60,7 @@ from midigpt.midi import write_midi
 from midigpt.model import build_model, flops_per_token, model_config, set_dropout
 from midigpt.optimizer import groups, make_optimizers, optimizer_state, restore_optimizer_state, update
 from midigpt.plan import (
+    Pace,
     averaging_weight,
     is_decaying,
     learning_rate_factor,
@@ -320,6 +321,7 @@ logged = time.perf_counter()
 saved_at = logged if latest else None
 losses: list[Tensor] = []  # since the last line of the log
 is_settled = False  # the first interval may compile, and says little of the speed
+step_pace, evaluation_pace = Pace(), Pace()
 done = first_step
 if origin and evaluation:  # what training has to beat
     found = evaluation(model, device, precision)
@@ -353,8 +355,9 @@ while done < max_steps:
     if not torch.stack(torch._foreach_norm([*model.parameters()])).isfinite().all():
         fail_if_gone_wrong(math.nan, math.inf)
     lowest = min(lowest, train_loss)
-    step_seconds = (now - logged) / len(losses)
-    speed = tokens_per_step / step_seconds
+    since = (now - logged) / len(losses)
+    step_seconds = step_pace.add(since) if is_settled else since
+    speed = tokens_per_step / since
     if config.minutes is not None and is_settled:
         more_or_less = planned(done, eval_interval)
         # Once the learning rate falls, a run may become shorter, but not longer.
@@ -392,7 +395,7 @@ while done < max_steps:
         record["bits_per_note_by_position"] = better.by_position
         if is_first and (take := write_take()):
             record["take"] = take
-        evaluation_seconds = time.perf_counter() - started
+        evaluation_seconds = evaluation_pace.add(time.perf_counter() - started)
         line += f"  held out: {raw.bits_per_note:.3f} bits per note, averaged weights {averaged.bits_per_note:.3f}"
         is_best = best is None or better.bits_per_note < best["bits_per_note"]
         if is_best:

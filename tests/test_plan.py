@@ -4,6 +4,7 @@ import pytest
 
 from midigpt.config import load_preset
 from midigpt.plan import (
+    Pace,
     averaging_weight,
     choose_preset,
     is_decaying,
@@ -59,6 +60,12 @@ def test_evaluations_take_a_tenth_of_the_time_but_are_neither_too_few_nor_too_ma
     assert steps_between_evaluations(2000, 1000, 10**9) == 500
     assert steps_between_evaluations(2000, 1000, 0) == 100
     assert steps_between_evaluations(3, 1000, 0) == 1
+
+
+def test_a_stall_changes_nothing_and_a_slower_machine_does() -> None:
+    pace = Pace()
+    assert [pace.add(seconds) for seconds in (1, 1, 1.2, 30, 1)] == [1, 1, 1, 1.1, 1]
+    assert [pace.add(3) for _ in range(9)][-1] == 3
 
 
 def test_a_budget_of_time_is_used_and_kept() -> None:
