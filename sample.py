@@ -73,7 +73,8 @@ class Args:
     """Take i is drawn with seed + i; without it another seed each time, which is named."""
     program: str | None = None
     """Instrument without a prompt: a General MIDI program 0..127 or its name, or drums. In song layout all that may
-    play, such as 0,0,cello,drums, each as often as there may be parts of it (default: any that training songs have)."""
+    play, such as 0,0,cello,drums, each as often as there may be parts of it (default: those of a training song, which
+    one depends on the seed)."""
     tempo: float | None = None
     """Beats per minute without a prompt, 20..320."""
     meter: str | None = None
@@ -150,7 +151,7 @@ def write_takes(
     args: Args, folder: Path, device: str, recipe: dict[str, Any] | None = None, only: int | None = None
 ) -> list[Path]:
     """Write all takes that are asked for, or the one of that number alone; with a recipe, or one made here."""
-    from midigpt.checkpoint import heard_programs, load_checkpoint
+    from midigpt.checkpoint import load_checkpoint
     from midigpt.copies import open_copies
     from midigpt.grammar import NOTES
     from midigpt.language import read_language
@@ -170,11 +171,11 @@ def write_takes(
     flag = "--keys" if args.keys else "--program" if args.program and language.is_song else ""
     if flag and language.encoding not in NOTES:
         raise UserError(f"{flag} can't be kept to: lines of the encoding {language.encoding} are written freely")
-    cut, heard = prompt.cut(args.at) if prompt else 0, heard_programs(run)
+    cut = prompt.cut(args.at) if prompt else 0
     if prompt:
-        compose = continue_prompt(args, model, tokenizer, language, prompt, cut, heard)
+        compose = continue_prompt(args, model, tokenizer, language, prompt, cut, run)
     else:
-        compose = begin(args, model, tokenizer, language, heard)
+        compose = begin(args, model, tokenizer, language, run)
     try:
         index, unknown = open_copies(args.root), ""
     except UserError as error:
@@ -195,14 +196,16 @@ Write = Callable[[Path, list[str]], None]
 
 
 def begin(
-    args: Args, model: "GPT", tokenizer: "Tokenizer", language: "Language", heard: dict[str, int] | None
+    args: Args, model: "GPT", tokenizer: "Tokenizer", language: "Language", run: dict[str, Any]
 ) -> Iterator[Write]:
-    """Pieces from nothing: a document each, for the programs that are wished, or any that training songs have."""
-    from midigpt.automaton import PIANO, marks_of
+    """Pieces from nothing: a document each, for the programs that are wished, or those of a training song."""
+    from midigpt.automaton import MARKS, PIANO
+    from midigpt.checkpoint import heard_programs, training_band
     from midigpt.generate import compose
     from midigpt.header import read_header, split_header
     from midigpt.language import decode
     from midigpt.midi import write_midi
+    from midigpt.normal import program_marks
     from midigpt.takes import ending_at
 
     length, wished, named = wanted_length(args), wishes(args), programs(args)
@@ -213,9 +216,8 @@ def begin(
     keys = key_range(args) or PIANO
     if args.key is not None:  # half an octave of room for moving
         keys = range(keys[0] + 6, keys[-1] - 5)
-    before = [named[:place].count(name) for place, name in enumerate(named)]
-    marks = [f"{name}.{n + 1}" if n else name for name, n in zip(named, before, strict=True)] or marks_of(heard)
-    say_unheard(heard, programs(args))
+    marks = program_marks(named) or training_band(run, drawing(args).seed) or MARKS
+    say_unheard(heard_programs(run), programs(args))
     texts = compose(model, tokenizer, language, drawing(args), wished, length, args.takes, keys, marks=marks)
     if (lost := args.takes - len(texts)) == args.takes:
         raise UserError("nothing that the model writes can be read; train it longer")
@@ -239,16 +241,17 @@ def continue_prompt(
     language: "Language",
     prompt: "Prompt",
     cut: int,
-    heard: dict[str, int] | None,
+    run: dict[str, Any],
 ) -> Iterator[Write]:
     """The prompt up to the cut, and behind it its parts, or one of them, going on."""
+    from midigpt.checkpoint import heard_programs
     from midigpt.splice import continue_midi
     from midigpt.takes import continuations, read_prompt
 
     only = args.track and args.track - 1
     readings = read_prompt(prompt, cut, language, args.prompt_bars, key_range(args), only)
     playing = [prompt.score.tracks[part.track] for reading in readings for part in reading.parts.values()]
-    say_unheard(heard, ["d" if track.is_drum else str(track.program) for track in playing])
+    say_unheard(heard_programs(run), ["d" if track.is_drum else str(track.program) for track in playing])
     if all(track.is_drum for track in playing):
         print(f"sample: what goes on of {prompt.path} is drums alone, and so is the continuation")
     length = wanted_length(args)

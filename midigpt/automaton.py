@@ -8,7 +8,7 @@ pitch only the header is known.
 """
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
@@ -36,11 +36,6 @@ END = "\0"  # stands for the start token, with which a document ends
 OTHER = "\1"  # stands for every character that no rule knows
 ALPHABET = "".join(sorted({*header.ALPHABET, *interval.ALPHABET, *MARK_ALPHABET})) + OTHER
 NEVER = -1000, 1000  # the pitches up to which, and from which on, nothing is possible
-
-
-def marks_of(programs: Container[str] | None) -> list[str]:
-    """The MARKS of these programs, "d" for drums; all where it is not known which there are."""
-    return [mark for mark in MARKS if programs is None or mark.partition(".")[0] in programs]
 
 
 @dataclass(frozen=True)

@@ -175,9 +175,18 @@ def heard_programs(run: dict[str, Any]) -> dict[str, int] | None:
 
     None where that does not tell: of older checkpoints, and of models that went on from another's weights.
     """
-    if run.get("config", {}).get("init_from"):
-        return None
-    return run.get("data", {}).get("programs") or None
+    return _heard(run, "programs")
+
+
+def training_band(run: dict[str, Any], seed: int) -> list[str] | None:
+    """The marks of a training song's parts (docs/language.md), one song or another by the seed; None as above."""
+    bands = _heard(run, "bands")
+    return bands[seed % len(bands)] if bands else None
+
+
+def _heard(run: dict[str, Any], what: str) -> Any:
+    """What train/meta.json said of the training songs, if those are all that the model has read."""
+    return None if run.get("config", {}).get("init_from") else run.get("data", {}).get(what) or None
 
 
 def load_state(folder: Path) -> dict[str, Tensor]:

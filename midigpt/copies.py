@@ -21,6 +21,7 @@ parts, as have less than two million moments together, so that memory does not g
 only so many are kept.)
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,12 +35,13 @@ from numpy.typing import NDArray
 from midigpt.files import UserError, make, read_json, replacing
 from midigpt.instants import moment_time, moved, read_instants
 from midigpt.language import TRACKS, Language, encode
-from midigpt.normal import GRID
+from midigpt.normal import GRID, program_marks
 from midigpt.score import IntArray, Score
 from midigpt.suffixes import MOST, longest_beginnings, sort_suffixes
 
 MOMENT, SUFFIX, DOC = np.dtype("<i8"), np.dtype("<i4"), np.dtype("<i8")
 END = 0  # of a document; no moment is 0
+BANDS = 100
 _NOWHERE = -1  # in no document, and less than all that is in one
 _NAMES = ("moments.bin", "suffixes.bin", "docs.bin", "songs.txt")
 
@@ -54,7 +56,7 @@ class Passages:
     songs: list[str]
     moments: bytes  # MOMENT, END after each document or part
     docs: IntArray  # (D, 6) as in copies.docs.bin, counted from these moments and songs
-    programs: Counter[str]  # in how many of the songs each plays; "d" is drums
+    bands: list[tuple[str, ...]]  # of each song the marks of its parts, as in the song layout
 
 
 def read_passages(some: Sequence[tuple[str, list[str]]], language: Language = TRACKS) -> Passages:
@@ -73,14 +75,12 @@ def read_passages(some: Sequence[tuple[str, list[str]]], language: Language = TR
     song = np.repeat(np.arange(len(some)), [len(texts) for _, texts in some])[instants.text]
     track = np.arange(1, len(song) + 1) - np.searchsorted(song, song)
     meter = np.array([header.meter or (4, 4) for header in instants.headers], np.int64).reshape(-1, 2).T
-    plays = {
-        (number, "d" if header.is_drum else str(header.program or 0))
-        for number, header, notes in zip(song.tolist(), instants.headers, count.tolist(), strict=True)
-        if notes
-    }
-    programs = Counter(program for _, program in plays)
+    playing: list[list[str]] = [[] for _ in some]  # the programs of each song's parts
+    for number, header, notes in zip(song.tolist(), instants.headers, count.tolist(), strict=True):
+        if notes:
+            playing[number].append("d" if header.is_drum else str(header.program or 0))
     docs = np.stack([start, song, track, onset, *meter], 1)
-    return Passages([name for name, _ in some], moments.tobytes(), docs, programs)
+    return Passages([name for name, _ in some], moments.tobytes(), docs, [tuple(program_marks(its)) for its in playing])
 
 
 class Writer:
@@ -89,7 +89,8 @@ class Writer:
     def __init__(self, moments: IO[bytes], suffixes: IO[bytes], docs: IO[bytes], songs: IO[bytes]) -> None:
         self.blocks: list[int] = []  # where each ends
         self.documents = 0  # or parts
-        self.programs: Counter[str] = Counter()  # in how many songs each plays
+        self.programs: Counter[str] = Counter()  # in how many songs each plays; "d" is drums
+        self._bands: list[tuple[bytes, tuple[str, ...]]] = []  # of some songs, by a hash of their names
         self._moments, self._suffixes, self._docs, self._songs = moments, suffixes, docs, songs
         self._block: list[IntArray] = []  # parts of the block that is not yet full
         self._size = self._total = self._songs_written = 0
@@ -103,7 +104,10 @@ class Writer:
         self._total += len(moments)
         self._songs_written += len(some.songs)
         self.documents += len(docs)
-        self.programs += some.programs
+        for name, band in zip(some.songs, some.bands, strict=True):
+            self.programs.update({mark.partition(".")[0] for mark in band})
+            self._bands.append((hashlib.sha256(name.encode()).digest(), band))
+        self._bands = sorted(self._bands)[:BANDS]
         ends = np.append(some.docs[1:, 0], len(moments)) if len(some.docs) else some.docs[:, 0]
         begin = 0
         while begin < len(moments):
@@ -114,6 +118,11 @@ class Writer:
                 self._size, begin = self._size + end - begin, end
             if begin < len(moments):
                 self.close_block()
+
+    @property
+    def bands(self) -> list[tuple[str, ...]]:
+        """The marks of the parts of BANDS songs, drawn by their names, or of all if they are fewer."""
+        return [band for _, band in self._bands]
 
     def close_block(self) -> None:
         if self._size:

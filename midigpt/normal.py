@@ -4,7 +4,7 @@ docs/language.md is the specification.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, TypeVar
@@ -45,10 +45,14 @@ def song_order(tracks: Sequence[Track]) -> list[Track]:
 
 def part_marks(tracks: Sequence[Track]) -> list[str]:
     """What each track is called in a song: its program, or d for drums; the second of the same is 33.2."""
-    names = ["d" if track.is_drum else str(track.program) for track in tracks]
+    return program_marks("d" if track.is_drum else str(track.program) for track in tracks)
+
+
+def program_marks(programs: Iterable[str]) -> list[str]:
+    """What the parts of a song are called that play these programs, "d" for drums."""
     count = Counter[str]()
     marks = []
-    for name in names:
+    for name in programs:
         count[name] += 1
         marks.append(name if count[name] == 1 else f"{name}.{count[name]}")
     return marks

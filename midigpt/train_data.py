@@ -97,6 +97,7 @@ def make_train_bin(
             "train": asdict(counts[0]),
             "val": asdict(counts[1]),
             "programs": dict(sorted(index.programs.items())),  # in how many training songs each plays
+            "bands": index.bands,  # what plays together in some of them
             "copies": {"blocks": index.blocks, "documents": index.documents},
         },
     )

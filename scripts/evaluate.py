@@ -7,7 +7,7 @@ evaluation.json, and the takes as .mid. Examples:
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from midigpt.score import Score
 
 
+BANDS = 10  # training songs whose instruments the takes of songs have
 WIDTHS = (12, 6, 14, 6, 13, 6, 9, 10, 10)  # of the table's columns
 
 
@@ -81,8 +82,8 @@ def check(args: Args) -> None:
 def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[Score]]":
     """Let the model read what is held out, write takes, and compare; gives the valid takes, too."""
     from midigpt import index
-    from midigpt.automaton import marks_of
-    from midigpt.checkpoint import heard_programs, load_checkpoint
+    from midigpt.automaton import MARKS
+    from midigpt.checkpoint import load_checkpoint, training_band
     from midigpt.devices import autocast, find_device
     from midigpt.documents import Split
     from midigpt.evaluate import Evaluation, unigram_bits_per_note
@@ -110,8 +111,12 @@ def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[Score]]":
     bits = Evaluation(val, tokenizer, model.config.block_size)(model, device, autocast(device)).bits_per_note
 
     drawing = Drawing(args.temperature, args.top_k, args.top_p, args.min_p, args.seed)
-    length, marks = Length(notes=notes), marks_of(heard_programs(run))
-    takes = compose(model, tokenizer, language, drawing, length=length, takes=args.takes, marks=marks)
+    at_once = -(-args.takes // BANDS) if language.is_song else args.takes
+    takes: list[str] = []
+    for first in range(0, args.takes, at_once):
+        own, some = replace(drawing, seed=args.seed + first), min(at_once, args.takes - first)
+        marks = training_band(run, args.seed + first) or MARKS
+        takes += compose(model, tokenizer, language, own, length=Length(notes=notes), takes=some, marks=marks)
     valid = [text for text in takes if is_valid(text, language)]
     groups, remarks = judge(args.root, valid, held_out, training, notes, args.seed, language)
     if _music(run["data"]) != _music(meta):

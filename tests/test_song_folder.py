@@ -393,7 +393,10 @@ def test_train_bin_says_in_how_many_training_songs_each_instrument_plays(
     training = [int(song.name[4:]) for song in songs(tmp_path) if not SPLIT.is_val(song)]
     strings = {str(40 + n): sum(number % 3 == n for number in training) for n in range(3)}
     everywhere = dict.fromkeys(["0", "33", "d"], len(training))
-    assert load_side(tmp_path, "train")[1]["programs"] == everywhere | strings
+    meta = load_side(tmp_path, "train")[1]
+    assert meta["programs"] == everywhere | strings
+    bands = [["0", "0.2", "33", str(40 + number % 3), "d"] for number in training]
+    assert sorted(sorted(band) for band in meta["bands"]) == sorted(map(sorted, bands))
     assert len(training) < 12
 
 
