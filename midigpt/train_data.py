@@ -37,7 +37,7 @@ from midigpt.tokenizer import DTYPE, LineEncoder, file_sha256, load_tokenizer, t
 
 SONGS_AT_ONCE = 64
 MOVES = tuple(range(-6, 6))  # from a document's own key to those in which it can be written
-MOST_NOTES = 50_000_000  # in all keys together, which take three quarters of a gigabyte
+MOST_NOTES = 50_000_000  # in all keys together, which take about a gigabyte
 DROP_FIELD = 0.25  # of the header's fields, so that a model can be asked with any subset of them
 
 
