@@ -17,7 +17,7 @@ import numpy as np
 
 from midigpt.copies import open_copies
 from midigpt.documents import Split, read_songs
-from midigpt.files import UserError, make
+from midigpt.files import UserError, counted, make
 from midigpt.header import LanguageError, split_header
 from midigpt.index import songs
 from midigpt.language import TRACKS, Language, Layout, decode
@@ -112,7 +112,7 @@ class Judgement:
 def read_side(root: Path, language: Language, split: Split, is_val: bool, seed: int) -> list[Document]:
     """The documents of at most SONGS songs of one side of the split, drawn by a hash of their music and the seed.
 
-    Raises UserError where the side is empty.
+    Raises UserError where they are too few to compare.
     """
 
     def chance(fingerprint: str) -> str:
@@ -121,11 +121,8 @@ def read_side(root: Path, language: Language, split: Split, is_val: bool, seed: 
     side = (song for song in songs(root) if split.is_val(song) == is_val)
     drawn = nsmallest(SONGS, side, key=lambda song: (chance(song.fingerprint), song.name))
     drawn.sort(key=lambda song: (song.shard is not None, song.shard or 0, song.name))  # a shard is read whole, once
-    if not drawn:
-        which = "held out" if is_val else "left to train on"
-        raise UserError(f"no song is {which}; {_hold_out(root)}")
     count = language.module.count_notes
-    return [
+    documents = [
         Document(
             f"{song.name}_{number}" if not language.is_song else song.name,
             song.fingerprint,
@@ -135,6 +132,11 @@ def read_side(root: Path, language: Language, split: Split, is_val: bool, seed: 
         for song, texts in read_songs(root, drawn)
         for number, text in enumerate(texts, start=1)
     ]
+    if len(documents) < FEW:
+        which = "held out" if is_val else "left to train on"
+        too_few = f"{counted(len(documents), 'document')} {which}, too few to compare: {FEW} are needed"
+        raise UserError(f"{too_few}; {_hold_out(root)}")
+    return documents
 
 
 def _hold_out(root: Path) -> str:

@@ -111,6 +111,7 @@ def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[Score]]":
     bits = Evaluation(val, tokenizer, model.config.block_size)(model, device, autocast(device)).bits_per_note
 
     drawing = Drawing(args.temperature, args.top_k, args.top_p, args.min_p, args.seed)
+    print(f"evaluate: {bits:.3f} bits per note; writing {args.takes} takes of {notes} notes", flush=True)
     at_once = -(-args.takes // BANDS) if language.is_song else args.takes
     takes: list[str] = []
     for first in range(0, args.takes, at_once):

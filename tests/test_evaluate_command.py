@@ -152,9 +152,11 @@ def test_tokens_of_another_tokenizer_are_told(folder: Path, tmp_path: Path) -> N
     assert "another tokenizer" in told and f"--init-from {model}" in told
 
 
-def test_nothing_held_out_is_told(folder: Path) -> None:
-    with pytest.raises(UserError, match="no song is held out"):
+def test_nothing_held_out_or_little_is_told(folder: Path) -> None:
+    with pytest.raises(UserError, match="0 documents held out, too few to compare: 10 are needed; hold out another"):
         read_side(folder, TRACKS, Split(0.0, 0), True, 0)
+    with pytest.raises(UserError, match=r"[1-9] documents? left to train on, too few"):
+        read_side(folder, TRACKS, Split(0.95, 0), False, 0)
 
 
 def test_too_few_are_told_with_their_numbers(tmp_path: Path) -> None:
