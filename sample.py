@@ -258,7 +258,8 @@ def continue_prompt(
     takes = continuations(model, tokenizer, language, drawing(args), prompt, cut, readings, length, args.takes)
     for tracks in takes:
         if not length.is_given:
-            say_endless((sum if language.is_song else max)(map(len, tracks.values())))
+            new = [len(track) for track in tracks.values()]
+            say_endless(sum(new) if language.is_song else max(new, default=0))
 
         def write(path: Path, texts: list[str], tracks: "dict[int, Track]" = tracks) -> None:
             write_bytes(path, continue_midi(prompt, cut, tracks, texts))

@@ -41,7 +41,7 @@ from midigpt.suffixes import MOST, longest_beginnings, sort_suffixes
 
 MOMENT, SUFFIX, DOC = np.dtype("<i8"), np.dtype("<i4"), np.dtype("<i8")
 END = 0  # of a document; no moment is 0
-BANDS = 100
+BANDS = 100  # songs of which is kept what plays in them
 _NOWHERE = -1  # in no document, and less than all that is in one
 _NAMES = ("moments.bin", "suffixes.bin", "docs.bin", "songs.txt")
 
