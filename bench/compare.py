@@ -140,7 +140,7 @@ WAYS: dict[str, list[Way]] = {
     "vocabulary": SIZES,
     "positions": POSITIONS,
     "notes": [way for way in ENCODINGS if way.name in MAIN],
-    "curves": [way for way in ENCODINGS if way.name in MAIN],
+    "curves": [way for way in ENCODINGS if way.name in (*MAIN, f"{REMI.name}, 12 keys")],
     "header": [replace(ANCHORED, name=f"fields dropped: {share:.0%}", drop=share) for share in (0.0, 0.25, 0.5, 1.0)],
     "blocks": [replace(ANCHORED, name=f"blocks of {size}", block_size=size) for size in (128, 256, 512, 1024)],
 }
