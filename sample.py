@@ -199,7 +199,7 @@ def begin(
     args: Args, model: "GPT", tokenizer: "Tokenizer", language: "Language", run: dict[str, Any]
 ) -> Iterator[Write]:
     """Pieces from nothing: a document each, for the programs that are wished, or those of a training song."""
-    from midigpt.automaton import MARKS, PIANO
+    from midigpt.automaton import PIANO
     from midigpt.checkpoint import heard_programs, training_band
     from midigpt.generate import compose
     from midigpt.header import read_header, split_header
@@ -209,6 +209,7 @@ def begin(
     from midigpt.takes import ending_at
 
     length, wished, named = wanted_length(args), wishes(args), programs(args)
+    say_unheard(heard_programs(run), named)
     if named and not language.is_song:
         if len(named) > 1:
             raise UserError(f"--program {args.program}: what this model writes has one part, so name one program")
@@ -216,8 +217,7 @@ def begin(
     keys = key_range(args) or PIANO
     if args.key is not None:  # half an octave of room for moving
         keys = range(keys[0] + 6, keys[-1] - 5)
-    marks = program_marks(named) or training_band(run, drawing(args).seed) or MARKS
-    say_unheard(heard_programs(run), programs(args))
+    marks = program_marks(named) or training_band(run, drawing(args).seed)
     texts = compose(model, tokenizer, language, drawing(args), wished, length, args.takes, keys, marks=marks)
     if (lost := args.takes - len(texts)) == args.takes:
         raise UserError("nothing that the model writes can be read; train it longer")
@@ -245,13 +245,14 @@ def continue_prompt(
 ) -> Iterator[Write]:
     """The prompt up to the cut, and behind it its parts, or one of them, going on."""
     from midigpt.checkpoint import heard_programs
+    from midigpt.header import program_text
     from midigpt.splice import continue_midi
     from midigpt.takes import continuations, read_prompt
 
     only = args.track and args.track - 1
     readings = read_prompt(prompt, cut, language, args.prompt_bars, key_range(args), only)
     playing = [prompt.score.tracks[part.track] for reading in readings for part in reading.parts.values()]
-    say_unheard(heard_programs(run), ["d" if track.is_drum else str(track.program) for track in playing])
+    say_unheard(heard_programs(run), [program_text(track.program, track.is_drum) for track in playing])
     if all(track.is_drum for track in playing):
         print(f"sample: what goes on of {prompt.path} is drums alone, and so is the continuation")
     length = wanted_length(args)
@@ -414,9 +415,11 @@ def copied(index: "CopyIndex", score: "Score", cut: int) -> str:
 
 def say_unheard(heard: dict[str, int] | None, programs: list[str]) -> None:
     """Say which of the instruments no training song has; `heard` is in how many songs each plays, if that is known."""
-    if unheard := [program for program in dict.fromkeys(programs) if heard is not None and program not in heard]:
+    if heard is None:
+        return
+    if unheard := [program for program in dict.fromkeys(programs) if program not in heard]:
         names = " or ".join(map(instrument, unheard))
-        often = sorted(heard or {}, key=lambda program: -(heard or {})[program])[:8]
+        often = sorted(heard, key=lambda program: -heard[program])[:8]
         print(
             f"sample: no training song has {names}, so the model does not know how to play that;"
             f" it has learned most of {', '.join(map(instrument, often))}"

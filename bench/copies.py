@@ -55,7 +55,7 @@ class Args:
 
 def training_songs(root: Path) -> Iterator[tuple[str, list[str]]]:
     meta = read_json(root / "train" / "meta.json")
-    split = Split(meta["val_fraction"], meta["seed"])
+    split = Split.of(meta)
     for song, texts in read_songs(root, (song for song in songs(root) if not split.is_val(song))):
         yield song.name, texts
 
@@ -194,7 +194,7 @@ def held_out(root: Path, documents: int, notes: int = 0) -> Iterator[str]:
     """So many held-out documents, or all if they are fewer, drawn by a hash of their names; cut behind the instant that
     has the note of this number, and shorter ones left out."""
     meta = read_json(root / "train" / "meta.json")
-    split = Split(meta["val_fraction"], meta["seed"])
+    split = Split.of(meta)
     chosen = [song for song in songs(root) if split.is_val(song)]
     drawn = sorted(
         (hashlib.sha256(f"{song.name}_{track}".encode()).digest(), number, track)

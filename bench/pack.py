@@ -82,7 +82,7 @@ def in_workers(root: Path, workers: int) -> Row:
         _, meta = load_tokenizer(root)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         wall, cpu = time.perf_counter(), time.process_time()
-        make_train_bin(Path(scratch), Split(meta["val_fraction"], meta["seed"]), workers, keys=1)
+        make_train_bin(Path(scratch), Split.of(meta), workers, keys=1)
         wall = time.perf_counter() - wall
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = time.process_time() - cpu + used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from midigpt.automaton import MARKS
 from midigpt.bpe import START, START_ID
 from midigpt.files import UserError, make, read_json
 from midigpt.header import LanguageError
@@ -178,10 +179,10 @@ def heard_programs(run: dict[str, Any]) -> dict[str, int] | None:
     return _heard(run, "programs")
 
 
-def training_band(run: dict[str, Any], seed: int) -> list[str] | None:
-    """The marks of a training song's parts (docs/language.md), one song or another by the seed; None as above."""
+def training_band(run: dict[str, Any], seed: int) -> list[str]:
+    """The marks of a training song's parts (docs/language.md), one song or another by the seed; or, as above, all."""
     bands = _heard(run, "bands")
-    return bands[seed % len(bands)] if bands else None
+    return (bands and bands[seed % len(bands)]) or MARKS
 
 
 def _heard(run: dict[str, Any], what: str) -> Any:

@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midigpt.files import UserError, make, read_json, replacing
+from midigpt.header import program_text
 from midigpt.instants import moment_time, moved, read_instants
 from midigpt.language import TRACKS, Language, encode
 from midigpt.normal import GRID, program_marks
@@ -78,7 +79,7 @@ def read_passages(some: Sequence[tuple[str, list[str]]], language: Language = TR
     playing: list[list[str]] = [[] for _ in some]  # the programs of each song's parts
     for number, header, notes in zip(song.tolist(), instants.headers, count.tolist(), strict=True):
         if notes:
-            playing[number].append("d" if header.is_drum else str(header.program or 0))
+            playing[number].append(program_text(header.program, header.is_drum))
     docs = np.stack([start, song, track, onset, *meter], 1)
     return Passages([name for name, _ in some], moments.tobytes(), docs, [tuple(program_marks(its)) for its in playing])
 

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from midigpt.files import UserError
 from midigpt.header import LanguageError
@@ -36,6 +37,11 @@ class Split:
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction < 1:
             raise UserError(f"--val-fraction {self.val_fraction} is not in 0..1; 0.05 holds out a song in twenty")
+
+    @classmethod
+    def of(cls, meta: dict[str, Any]) -> "Split":
+        """The one that train/meta.json, or that of the tokenizer, says."""
+        return cls(meta["val_fraction"], meta["seed"])
 
     def is_val(self, song: Song) -> bool:
         return is_drawn(f"{self.seed} {song.fingerprint}", self.val_fraction)

@@ -47,6 +47,11 @@ class Header:
     key: int | None = None
 
 
+def program_text(program: int | None, is_drum: bool) -> str:
+    """A program as headers and part marks have it: its number, or "d" for drums; one that is not named is piano, 0."""
+    return "d" if is_drum else str(program or 0)
+
+
 def split_documents(text: str) -> list[str]:
     """Documents that an empty line separates."""
     return [part.strip("\n") + "\n" for part in re.split(r"\n\s*\n", text) if part.strip()]

@@ -24,6 +24,7 @@ from midigpt.header import (
     LanguageError,
     keep_fields,
     nearest_tempo,
+    program_text,
     read_header,
     shown,
     split_header,
@@ -163,7 +164,7 @@ def encode_batch(
     documents: list[list[Document]] = [[] for _ in scores]
     for start, stop, key, body in zip(sheet.starts, sheet.starts[1:], sheet.keys.tolist(), bodies, strict=False):
         part = int(sheet.notes.part[start])
-        program = "" if language.is_song else f"program={'d' if tracks[part].is_drum else tracks[part].program} "
+        program = "" if language.is_song else f"program={program_text(tracks[part].program, tracks[part].is_drum)} "
         header = f"# {program}{shared[owner[part]]}{'' if key < 0 else f' key={key}'}\n"
         document = Document(header, body, sheet.notes.onset[start:stop], sheet.notes.pitch[start:stop])
         documents[owner[part]].append(document)

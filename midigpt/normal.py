@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from midigpt.header import LanguageError, nearest_tempo
+from midigpt.header import LanguageError, nearest_tempo, program_text
 from midigpt.score import IntArray, Score, Track, cut_repeats
 
 Layout = Literal["track", "song"]  # a document for each track, or one for all of them
@@ -45,7 +45,7 @@ def song_order(tracks: Sequence[Track]) -> list[Track]:
 
 def part_marks(tracks: Sequence[Track]) -> list[str]:
     """What each track is called in a song: its program, or d for drums; the second of the same is 33.2."""
-    return program_marks("d" if track.is_drum else str(track.program) for track in tracks)
+    return program_marks(program_text(track.program, track.is_drum) for track in tracks)
 
 
 def program_marks(programs: Iterable[str]) -> list[str]:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from itertools import count, groupby, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -120,16 +120,12 @@ def _keys(wished: int | None, language: Language, notes: int) -> int:
 
 def learned_split(root: Path) -> Split:
     """The split with which the working folder's tokenizer was learned. Raises UserError where there is none."""
-    return _split_of(load_tokenizer(root)[1])
-
-
-def _split_of(meta: dict[str, Any]) -> Split:
-    return Split(meta["val_fraction"], meta["seed"])
+    return Split.of(load_tokenizer(root)[1])
 
 
 def _tokenizer_learned_with(root: Path, split: Split) -> Tokenizer:
     tokenizer, meta = load_tokenizer(root)
-    learned = _split_of(meta)
+    learned = Split.of(meta)
     if split != learned:
         flags = f"--val-fraction {split.val_fraction} --seed {split.seed}"
         raise UserError(

@@ -82,7 +82,6 @@ def check(args: Args) -> None:
 def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[Score]]":
     """Let the model read what is held out, write takes, and compare; gives the valid takes, too."""
     from midigpt import index
-    from midigpt.automaton import MARKS
     from midigpt.checkpoint import load_checkpoint, training_band
     from midigpt.devices import autocast, find_device
     from midigpt.documents import Split
@@ -105,7 +104,7 @@ def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[Score]]":
     if (written := index.language(args.root)) != language:
         again = make(args.root, "dataset") + f' ARGS="--layout {language.layout} --encoding {language.encoding}"'
         raise UserError(f"{args.root / 'data'} is in another language ({written}) than {folder}; make it anew: {again}")
-    split = Split(meta["val_fraction"], meta["seed"])
+    split = Split.of(meta)
     held_out, training = (read_side(args.root, language, split, is_val, args.seed) for is_val in (True, False))
     notes = args.notes or usual_notes(held_out, language.layout)
     bits = Evaluation(val, tokenizer, model.config.block_size)(model, device, autocast(device)).bits_per_note
@@ -116,7 +115,7 @@ def evaluate(args: Args, folder: Path) -> "tuple[Judgement, list[Score]]":
     takes: list[str] = []
     for first in range(0, args.takes, at_once):
         own, some = replace(drawing, seed=args.seed + first), min(at_once, args.takes - first)
-        marks = training_band(run, args.seed + first) or MARKS
+        marks = training_band(run, args.seed + first)
         takes += compose(model, tokenizer, language, own, length=Length(notes=notes), takes=some, marks=marks)
     valid = [text for text in takes if is_valid(text, language)]
     groups, remarks = judge(args.root, valid, held_out, training, notes, args.seed, language)

@@ -41,7 +41,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from midigpt.automaton import MARKS
 from midigpt.batches import Batches
 from midigpt.checkpoint import find_checkpoint, load_checkpoint, load_state, save_checkpoint, training_band
 from midigpt.devices import (
@@ -280,7 +279,7 @@ def write_take() -> str | None:
     try:
         with fitting("nothing: the run goes on without takes"):
             drawing, length = Drawing(seed=config.seed + done), Length(notes=TAKE_NOTES[language.layout])
-            marks = training_band({"data": meta, "config": as_table(config)}, done) or MARKS
+            marks = training_band({"data": meta, "config": as_table(config)}, done)
             documents = compose(average, tokenizer, language, drawing, length=length, marks=marks)
     except UserError:
         return None
