@@ -180,7 +180,7 @@ def heard_programs(run: dict[str, Any]) -> dict[str, int] | None:
 
 
 def training_band(run: dict[str, Any], seed: int) -> list[str]:
-    """The marks of a training song's parts (docs/language.md), one song or another by the seed; or, as above, all."""
+    """The marks of a training song's parts (docs/language.md), one song or another by the seed; MARKS if not told."""
     bands = _heard(run, "bands")
     return (bands and bands[seed % len(bands)]) or MARKS
 
